@@ -1,0 +1,137 @@
+"""PaddlePaddle's ``.pdparams`` files, read without Paddle and without running pickled code.
+
+A ``.pdparams`` file is a pickle of a dictionary of NumPy arrays. A pickle may name any function
+to be called, so the reader knows the few names that an array needs, and has stand-ins for them
+that keep data and do nothing else; it refuses every other name.
+"""
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .resize import CheckpointError
+
+# Paddle stores bfloat16 as uint16, which nobody could tell from numbers: no uint16 here.
+_DTYPES = ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'b1')
+
+
+class _Refused(Exception):
+    """The file names what no array needs."""
+
+
+class _Dtype:
+    """Stands in for ``numpy.dtype``."""
+
+    def __init__(self, code: str, *_) -> None:
+        if code not in _DTYPES:
+            raise ValueError(f'an array of dtype {code!r}')
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands in for ``numpy.ndarray`` and the function that pickles begin one with."""
+
+    def __init__(self, *_) -> None:
+        pass
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, data = state
+        order = 'F' if fortran else 'C'
+        self.array = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+
+    def tensor(self) -> Tensor:
+        # Copied: the bytes of a pickle are read-only, and may have the other byte order.
+        return torch.from_numpy(self.array.astype(self.array.dtype.newbyteorder('='), order='C'))
+
+
+class _Unpickler(pickle.Unpickler):
+
+    def find_class(self, module: str, name: str) -> Callable:
+        # numpy.core was renamed in NumPy 2; the file has the name of the NumPy that wrote it.
+        match module.replace('numpy._core', 'numpy.core'), name:
+            case ('numpy.core.multiarray', '_reconstruct') | ('numpy', 'ndarray'):
+                return _Array
+            case 'numpy', 'dtype':
+                return _Dtype
+            case '_codecs', 'encode':  # how protocol 2 writes bytes
+                return lambda text, encoding: text.encode('latin1')
+            case 'collections', 'OrderedDict':
+                return OrderedDict
+        raise _Refused(f'{module}.{name}')
+
+
+def read_pdparams(path: str | Path) -> dict[str, Tensor]:
+    """Reads what ``paddle.save(layer.state_dict(), path)`` wrote, in protocols 2 to 4.
+
+    Args:
+        path (str or Path): The file.
+
+    Returns:
+        dict: Tensors by Paddle's names, in Paddle's layout; see :func:`to_torch`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is cut off, no dictionary of arrays, or would have to run
+            code.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such checkpoint file')
+    try:
+        with path.open('rb') as file:
+            content = _Unpickler(file).load()
+        # Names that end in @@ are Paddle's own bookkeeping.
+        arrays = {key: value for key, value in content.items() if not key.endswith('@@')}
+        tensors = {key: value.tensor() for key, value in arrays.items()}
+    except _Refused as error:
+        raise CheckpointError(
+            f'{path}: refused, since it stores {error}, which could run code when loaded; if you '
+            'trust its author, load it in Paddle and save its state dict alone') from None
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(
+            f'{path}: cut off, or no state dict of Paddle ({type(error).__name__}: {error}); get '
+            'the file again') from error
+    if not tensors:
+        raise CheckpointError(f'{path}: holds no parameters; get the file again')
+    return tensors
+
+
+def is_paddle(state_dict: dict[str, Tensor]) -> bool:
+    """Whether a state dict has Paddle's names: BatchNorm's ``_mean`` beside its ``_variance``."""
+    return any(key.endswith('._mean') and f'{key[:-4]}variance' in state_dict
+               for key in state_dict)
+
+
+def to_torch(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Renames and transposes a state dict of Paddle; that of another library stays as it is.
+
+    Weights of linear layers become (out, in), ``_mean`` and ``_variance`` of BatchNorm
+    ``running_mean`` and ``running_var``, with a ``num_batches_tracked`` of 0.
+
+    Args:
+        state_dict (dict): As :func:`read_pdparams` gives it.
+
+    Returns:
+        dict: With the names and shapes of PyTorch.
+    """
+    if not is_paddle(state_dict):
+        return state_dict
+    converted = OrderedDict()
+    for key, value in state_dict.items():
+        if key.endswith('.weight') and value.ndim == 2:
+            value = value.T.contiguous()
+        module, _, name = key.rpartition('.')
+        if name == '_mean':
+            key = f'{module}.running_mean'
+        elif name == '_variance':
+            key = f'{module}.running_var'
+            converted[f'{module}.num_batches_tracked'] = torch.tensor(0)
+        converted[key] = value
+    return converted
