@@ -1,0 +1,6 @@
+from .focal_transformer import FocalTransformer
+from .focalnet import FocalNet
+from .mixformer import MixFormer
+from .mixing_convnets import MixingMobileNetV2, MixingResNet
+
+__all__ = ['FocalNet', 'FocalTransformer', 'MixFormer', 'MixingMobileNetV2', 'MixingResNet']

@@ -1,0 +1,562 @@
+"""Focal Transformer: Focal Attention for Long-Range Interactions in Vision Transformers
+(Yang et al., NeurIPS 2021, arXiv:2107.00641).
+
+Sections, equations and tables below are the paper's. What the paper calls the focal window size
+s_w is the side of a sub-window here, and its focal region size s_r is ``focal_windows``, as in
+the official code.
+"""
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product, repeat
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..weights.resize import (FittedModule, fit_neighbour_bias, fit_pooling, fit_position_bias,
+                              surroundings)
+from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, per_stage, relative_index,
+                     resolve_arch)
+
+
+# What the official code adds to a score that is not to count.
+MASKED = -100.
+
+
+class SubWindowPool(FittedModule):
+    """Sub-window pooling, Eq. 1: a map's side x side sub-windows, each made one token.
+
+    Args:
+        dim (int): Channels C.
+        side (int): Side of a sub-window, s_w.
+        method (str): ``'fc'``: one learned weight a position; ``'conv'``: one a position and
+            channel; ``'mean'``; ``'max'``. The learned ones start as the mean.
+    """
+
+    methods = ('fc', 'conv', 'mean', 'max')
+
+    def __init__(self, dim: int, side: int, method: str) -> None:
+        super().__init__()
+        self.side = side
+        self.method = method
+        shape = {'fc': (1, side * side), 'conv': (dim, 1, side, side)}.get(method)
+        if shape is not None:
+            self.weight = nn.Parameter(torch.full(shape, 1 / side**2))
+            self.bias = nn.Parameter(torch.zeros(shape[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C), H and W multiples of the side -> (N, H / side, W / side, C)."""
+        if self.method == 'conv':
+            x = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, self.side,
+                         groups=len(self.weight))
+            return x.permute(0, 2, 3, 1)
+        x = x.unflatten(2, (-1, self.side)).unflatten(1, (-1, self.side))
+        if self.method == 'mean':
+            return x.mean((2, 4))
+        if self.method == 'max':
+            return x.amax((2, 4))
+        weight = self.weight.view(self.side, self.side)
+        return torch.einsum('nyixjc,ij->nyxc', x, weight) + self.bias
+
+    def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Resamples the weights of another window size."""
+        weight = state_dict.get(f'{prefix}weight')
+        if weight is None or not hasattr(self, 'weight') or weight.ndim != self.weight.ndim:
+            return
+        theirs = weight.shape[-1] if self.method == 'conv' else round(weight.shape[-1]**0.5)
+        if theirs != self.side:
+            state_dict[f'{prefix}weight'] = fit_pooling(weight, self.side)
+            self.changes['sub-window pooling',
+                         f'resampled {theirs}x{theirs} -> {self.side}x{self.side}'] += 1
+
+
+def fine_offsets(window_size: int, expand_size: int) -> list[tuple[int, int]]:
+    """(y, x) of a window's fine keys from its first token: the window, then its surroundings."""
+    window = list(product(range(window_size), repeat=2))
+    return window + [(i + dy, j + dx) for dy, dx, i, j in surroundings(window_size, expand_size)]
+
+
+def gather_plan(height: int, width: int, window_size: int, expand_size: int, focal_window: int,
+                levels: int, shift: int, device: torch.device
+                ) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Which tokens each window attends to (Figure 4): itself, its surroundings, and its region of
+    each pooled map.
+
+    Tokens are counted row by row over the map padded to whole windows, then over each pooled map.
+
+    Args:
+        height (int): That of the map before padding.
+        width (int): That of the map before padding.
+        window_size (int): Side of a window.
+        expand_size (int): Depth of the surroundings.
+        focal_window (int): Side of the region of the first pooled map.
+        levels (int): Pooled maps; map k has 2^k x 2^k tokens a window.
+        shift (int): By how many tokens the map has been shifted up and to the left.
+        device (torch.device): That of the result.
+
+    Returns:
+        tuple: For each window its keys, shape (windows, keys), its own tokens first; what to add
+        to their scores, shape (windows, 1 or window_size^2, keys), or None for nothing; and for
+        each token of the map its number among the windows' own, shape (height * width).
+    """
+    rows, cols = ((n + window_size - 1) // window_size for n in (height, width))
+    row, col = (torch.arange(n, device=device)[:, None] for n in (rows, cols))
+    high, wide = rows * window_size, cols * window_size
+    # Beyond the border the official code meets the opposite side, for it rolls the map.
+    y, x = torch.tensor(fine_offsets(window_size, expand_size), device=device).unbind(-1)
+    y, x = (row * window_size + y) % high, (col * window_size + x) % wide
+    keys = [y[:, None] * wide + x]
+    outside = [torch.zeros_like(keys[0], dtype=torch.bool)]
+    first = high * wide
+    for level in range(levels):
+        tall, broad = rows * 2**level, cols * 2**level
+        reach = torch.arange(focal_window + 2**level - 1, device=device) - focal_window // 2
+        y, x = row * 2**level + reach, col * 2**level + reach
+        y_out, x_out = (y < 0) | (y >= tall), (x < 0) | (x >= broad)
+        outside.append((y_out[:, None, :, None] | x_out[:, None, :]).flatten(2))
+        y, x = y.clamp(0, tall - 1), x.clamp(0, broad - 1)
+        keys.append((first + y[:, None, :, None] * broad + x[:, None, :]).flatten(2))
+        first += tall * broad
+    keys, outside = (torch.cat(parts, -1).flatten(0, 1) for parts in (keys, outside))
+    mask = outside[:, None] * MASKED if levels or shift else None
+
+    own = keys[:, :window_size**2]
+    if shift:
+        # What the shift brought from the opposite side is no neighbour in its window.
+        y, x = (torch.arange(n, device=device) >= n - shift for n in (high, wide))
+        area = (2 * y[:, None] + x).flatten()[own]
+        apart = (area[:, None] != area[:, :, None]) * MASKED
+        mask = mask + F.pad(apart, (0, keys.shape[1] - window_size**2))
+    y, x = (torch.arange(n, device=device) - shift for n in (height, width))
+    home = own.flatten().argsort()[((y % high)[:, None] * wide + x % wide).flatten()]
+    return keys, mask, home
+
+
+# A plan is the same for all blocks of a stage, and for all images of one size. Outside inference
+# mode, for training may meet it next.
+_kept_plan = lru_cache(maxsize=16)(torch.inference_mode(False)(gather_plan))
+
+
+class FocalAttention(FittedModule):
+    r"""Window-wise focal attention, section 3.2.1 and Figure 4.
+
+    The tokens of a window attend to the window, to the tokens round it, and to sub-windows near
+    and far, each pooled to one token:
+
+    .. math:: \text{Attention}(Q_i, K_i, V_i) =
+        \text{Softmax}\Big(\frac{Q_i K_i^T}{\sqrt d} + B\Big) V_i \qquad\text{(Eq. 3)}
+
+    As in the official code, B depends on the query's position in its window at every level (the
+    paper: only at the finest), and the surroundings wrap around the map's border.
+
+    Args:
+        dim (int): Channels C.
+        num_heads (int): Attention heads; they divide C.
+        window_size (int): Side of a window, s_p. Default: 7.
+        expand_size (int): Depth of the surroundings that are attended to token by token.
+            Default: 0.
+        focal_window (int): Side of the region of the first pooled map, s_r, odd. Default: 1.
+        pooled_levels (int): Pooled maps that are attended to. Default: 0.
+        qkv_bias (bool): Bias of the query, key and value projection. Default: True.
+        attn_drop (float): Dropout rate of the attention weights. Default: 0.
+        proj_drop (float): Dropout rate of the output. Default: 0.
+
+    Raises:
+        ValueError: If the heads don't divide C, the surroundings are as deep as the window, or
+            the region is even.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int = 7, expand_size: int = 0,
+                 focal_window: int = 1, pooled_levels: int = 0, qkv_bias: bool = True,
+                 attn_drop: float = 0., proj_drop: float = 0.) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f'FocalTransformer: {num_heads} num_heads do not divide {dim} '
+                             'channels; give a divisor')
+        if not 0 <= expand_size < window_size:
+            raise ValueError(f'FocalTransformer: expand_sizes={expand_size} with window_size='
+                             f'{window_size}; choose from 0 to {window_size - 1}')
+        if focal_window < 1 or focal_window % 2 == 0:
+            raise ValueError(f'FocalTransformer: focal_windows={focal_window}; a region has its '
+                             'window in the middle: give an odd number')
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.expand_size = expand_size
+        self.focal_window = focal_window
+        self.pooled_levels = pooled_levels
+
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.attn_drop = attn_drop
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * window_size - 1)**2, num_heads))
+        self.register_buffer('relative_position_index', relative_index(window_size, window_size),
+                             persistent=False)
+        neighbours = None
+        if expand_size:
+            neighbours = nn.Parameter(torch.empty(
+                1, num_heads, window_size**2, len(surroundings(window_size, expand_size))))
+            nn.init.trunc_normal_(neighbours, std=0.02)
+        self.register_parameter('relative_position_bias_table_to_neighbors', neighbours)
+        tables = []
+        for level in range(pooled_levels):
+            region = focal_window + 2**level - 1
+            table = nn.Parameter(torch.empty(num_heads, (window_size + region - 1)**2))
+            tables.append(nn.init.trunc_normal_(table, std=0.02))
+            self.register_buffer(f'relative_position_index_{level}',
+                                 relative_index(window_size, region), persistent=False)
+        self.relative_position_bias_table_to_windows = nn.ParameterList(tables)
+
+    def forward(self, maps: Sequence[Tensor], height: int, width: int, shift: int = 0) -> Tensor:
+        """Attends from the first map to all.
+
+        Args:
+            maps (Sequence[Tensor]): The map, zero-padded to whole windows, shape (N, H', W', C),
+                and its pooled maps, finest last: map k has 2^k x 2^k tokens a window.
+            height (int): That of the map before padding.
+            width (int): That of the map before padding.
+            shift (int): By how many tokens the padded map has been rolled up and to the left.
+
+        Returns:
+            Tensor: Shape (N, height, width, C), rolled back and without the padding.
+        """
+        batch, *_, dim = maps[0].shape
+        area = self.window_size**2
+        plan = gather_plan if torch.compiler.is_compiling() else _kept_plan
+        keys, mask, home = plan(height, width, self.window_size, self.expand_size,
+                                self.focal_window, self.pooled_levels, shift, maps[0].device)
+        tokens = torch.cat([level.flatten(1, 2) for level in maps], 1)
+        # From here on the images of a batch are one row of windows, and of tokens.
+        image = torch.arange(batch, device=tokens.device)[:, None]
+        home = image * (keys.shape[0] * area) + home
+        keys = (image[..., None] * tokens.shape[1] + keys).flatten(0, 1)
+        tokens = tokens.flatten(0, 1)
+
+        weight = self.qkv.weight.split((dim, 2 * dim))
+        bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split((dim, 2 * dim))
+        query = F.linear(F.embedding(keys[:, :area], tokens), weight[0], bias[0])
+        query = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        mask = None if mask is None else mask.to(query).repeat(batch, 1, 1)
+        shared = (F.linear(tokens, weight[1], bias[1]), self.position_bias().to(query))
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            out = self._attend(query, keys, mask, *shared)
+        else:
+            # All windows together gather many times the map; so many at a time stay in the cache.
+            parts = (query.split(64), keys.split(64),
+                     repeat(None) if mask is None else mask.split(64))
+            out = torch.cat([self._attend(*part, *shared) for part in zip(*parts)])
+        out = F.embedding(home, out.transpose(1, 2).reshape(-1, dim))
+        return self.proj_drop(self.proj(out)).unflatten(1, (height, width))
+
+    def _attend(self, query: Tensor, keys: Tensor, mask: Tensor | None, key_value: Tensor,
+                bias: Tensor) -> Tensor:
+        """Each window's queries to its keys.
+
+        Args:
+            query (Tensor): Shape (windows, num_heads, window_size^2, C / num_heads).
+            keys (Tensor): Rows of ``key_value``, shape (windows, keys).
+            mask (Tensor or None): Added to the scores of all heads, shape (windows, 1 or
+                window_size^2, keys).
+            key_value (Tensor): Shape (tokens, 2 * C).
+            bias (Tensor): Shape (1, num_heads, window_size^2, keys).
+
+        Returns:
+            Tensor: Of the shape of ``query``.
+        """
+        # An embedding gathers rows as indexing does, and its gradient is faster.
+        gathered = F.embedding(keys, key_value).unflatten(-1, (2, self.num_heads, -1))
+        key, value = gathered.permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(
+            query, key, value, bias if mask is None else bias + mask[:, None],
+            self.attn_drop if self.training else 0.)
+
+    def position_bias(self) -> Tensor:
+        """B of Eq. 3: shape (1, num_heads, window_size^2, keys)."""
+        biases = [self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)]
+        if self.expand_size:
+            biases.append(self.relative_position_bias_table_to_neighbors[0])
+        for level, table in enumerate(self.relative_position_bias_table_to_windows):
+            biases.append(table[:, getattr(self, f'relative_position_index_{level}')])
+        return torch.cat(biases, -1)[None]
+
+    def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Interpolates the biases of another window size, focal window or depth of surroundings;
+        see :mod:`focal_mm.weights.resize`. Missing ones of the surroundings start at zero."""
+        for name, own in self.named_parameters():
+            theirs = state_dict.get(prefix + name)
+            if not name.startswith('relative_position_bias_table'):
+                continue
+            if name.endswith('neighbors') and theirs is None and f'{prefix}qkv.weight' in state_dict:
+                state_dict[prefix + name] = torch.zeros_like(own)
+                self.changes['neighbour bias table', 'not in the checkpoint, zero to begin with'] += 1
+            if theirs is None or theirs.shape == own.shape or theirs.ndim != own.ndim:
+                continue
+            if name.endswith('neighbors'):
+                noun, fitted = 'neighbour', fit_neighbour_bias(
+                    theirs, self.window_size, self.expand_size)
+            elif '_to_windows' in name:
+                noun, fitted = 'region', fit_position_bias(theirs, own.shape[1])
+            else:
+                noun, fitted = 'window', fit_position_bias(theirs.t(), own.shape[0]).t()
+            state_dict[prefix + name] = fitted
+            sizes = ('x'.join(map(str, table.shape)) for table in (theirs, fitted))
+            self.changes[f'{noun} bias table', f'interpolated {" -> ".join(sizes)}'] += 1
+
+
+class FocalTransformerBlock(BaseModule):
+    """Focal attention and an MLP, each with a norm and a shortcut.
+
+    Args:
+        dim (int): Channels C.
+        num_heads (int): Attention heads.
+        window_size (int): Side of a window. Default: 7.
+        expand_size (int): Depth of the surroundings. Default: 0.
+        focal_level (int): Levels of attention, the fine one included. Default: 1.
+        focal_window (int): Side of the region of the first pooled map. Default: 1.
+        focal_pool (str): How sub-windows are pooled: a method of :class:`SubWindowPool`, or
+            ``'none'`` for the fine level alone. Default: ``'fc'``.
+        shift_size (int): By how many tokens windows are shifted. Default: 0.
+        mlp_ratio (float): Hidden channels of the MLP, as a multiple of C. Default: 4.
+        qkv_bias (bool): Bias of the query, key and value projection. Default: True.
+        drop (float): Dropout rate in the MLP and after the attention. Default: 0.
+        attn_drop (float): Dropout rate of the attention weights. Default: 0.
+        drop_path (float): Rate of stochastic depth. Default: 0.
+        layer_scale_init_value (float or None): A learned scale a channel on both branches, and
+            what it starts at. None: none. Default: None.
+        act_cfg (dict): Activation. Default: GELU.
+        norm_cfg (dict): Norms. Default: LN.
+
+    Raises:
+        ValueError: For an unknown pooling, or more levels than the window can be halved.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int = 7, expand_size: int = 0,
+                 focal_level: int = 1, focal_window: int = 1, focal_pool: str = 'fc',
+                 shift_size: int = 0, mlp_ratio: float = 4., qkv_bias: bool = True,
+                 drop: float = 0., attn_drop: float = 0., drop_path: float = 0.,
+                 layer_scale_init_value: float | None = None,
+                 act_cfg: dict = dict(type='GELU'), norm_cfg: dict = dict(type='LN')) -> None:
+        super().__init__()
+        if focal_pool not in (*SubWindowPool.methods, 'none'):
+            raise ValueError(f'FocalTransformer: unknown focal_pool {focal_pool!r}; choose from '
+                             f'{", ".join(SubWindowPool.methods)}, none')
+        if not 1 <= focal_level <= window_size.bit_length() + 1:
+            raise ValueError(
+                f'FocalTransformer: focal_levels={focal_level} with window_size={window_size}; '
+                'the fine level counts, and each pooled one after the first halves the '
+                f'sub-window: choose from 1 to {window_size.bit_length() + 1}')
+        levels = 0 if focal_pool == 'none' else focal_level - 1
+        self.window_size = window_size
+        self.shift_size = shift_size
+        self.pool_layers = nn.ModuleList(
+            SubWindowPool(dim, window_size >> level, focal_pool) for level in range(levels))
+        self.norm1 = build_norm_layer(norm_cfg, dim)[1]
+        self.attn = FocalAttention(dim, num_heads, window_size, expand_size, focal_window, levels,
+                                   qkv_bias, attn_drop, drop)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = build_norm_layer(norm_cfg, dim)[1]
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop)
+        for name in ('gamma_1', 'gamma_2'):
+            gamma = None
+            if layer_scale_init_value is not None:
+                gamma = nn.Parameter(torch.full((dim, ), float(layer_scale_init_value)))
+            self.register_parameter(name, gamma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        x = self._add(x, self._attend(self.norm1(x)), self.gamma_1)
+        return self._add(x, self.mlp(self.norm2(x)), self.gamma_2)
+
+    def _add(self, x: Tensor, out: Tensor, gamma: Tensor | None) -> Tensor:
+        return x + self.drop_path(out if gamma is None else gamma * out)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        side = self.window_size
+        # A map of one window has no other window to shift to.
+        shift = 0 if self.shift_size and min(height, width) <= side else self.shift_size
+        rows, cols = (height + side - 1) // side, (width + side - 1) // side
+        # The padding is attended to, as in the official code.
+        x = F.pad(x, (0, 0, 0, cols * side - width, 0, rows * side - height))
+        if shift:
+            x = x.roll((-shift, -shift), (1, 2))
+        maps = [x]
+        for level, pool in enumerate(self.pool_layers):
+            # Where sub-windows do not fill the windows, the rim of the map is left out.
+            filled = 2**level * pool.side
+            top, left = (n * (side - filled) // 2 for n in (rows, cols))
+            maps.append(pool(x[:, top:top + rows * filled, left:left + cols * filled]))
+        return self.attn(maps, height, width, shift)
+
+
+class PreNormPatchEmbed(PatchEmbed):
+    """Patch embedding of a normalised map, that its values stay small; as
+    :class:`focal_mm.backbones.layers.PatchEmbed` else."""
+
+    def __init__(self, in_channels: int, *args, **kwargs) -> None:
+        super().__init__(in_channels, *args, **kwargs)
+        self.pre_norm = nn.GroupNorm(1, in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, ceil(H / patch_size), ceil(W / patch_size), embed_dims)."""
+        return super().forward(self.pre_norm(x))
+
+
+def _arch(embed_dims: int, depths: tuple[int, ...], use_conv_embed: bool) -> dict:
+    """Heads have 32 channels, and levels and regions are the same in all of Table 1."""
+    return dict(embed_dims=embed_dims, depths=depths,
+                num_heads=tuple(embed_dims // 32 * 2**i for i in range(len(depths))),
+                focal_levels=2, focal_windows=(7, 5, 3, 1), expand_sizes=(3, 3, 3, 0),
+                use_conv_embed=use_conv_embed)
+
+
+@MODELS.register_module()
+class FocalTransformer(StagedBackbone):
+    """Focal Transformer, section 3.
+
+    Parameters have the names of the official code, so that its checkpoints load as they are;
+    biases are fitted to the model (:meth:`FocalAttention.fit_state_dict`).
+
+    Any map is padded to whole windows. In the official classifier a stage whose map is smaller
+    than its window gets other parameters; here it keeps them.
+
+    Args:
+        arch (str or dict): A name below, or the settings themselves (``embed_dims`` and ``depths``
+            at least). Default: ``'tiny'``.
+
+            - ``tiny``, ``small``, ``base``: Table 1.
+            - ``large``: section 4.1, with 192 channels; the 196 printed there do not divide into
+              heads of 32. In UPerNet, whose head makes Swin-L the 234 M of Table 6, it has
+              237.5 M (``large_conv`` 245.3 M) where that table has 240 M, and 196 channels would
+              have 246.6 M (254.7 M). In mmdet's HTC and DyHead 255.3 M (263.0 M) and 214.1 M
+              (221.9 M), for 265 M and 229 M in Table 5.
+            - the same with ``_conv``: overlapped patch embedding.
+        embed_dims (int, optional): Channels of the first stage, doubled from stage to stage.
+        depths (int or Sequence[int], optional): Blocks of each stage (Table 9). This and the other
+            sizes override the arch's; an int stands for equal stages.
+        num_heads (int or Sequence[int], optional): Attention heads of each stage.
+        window_size (int): Side of a window, Table 7. Default: 7.
+        focal_levels (int or Sequence[int], optional): Levels of attention of each stage, the fine
+            one included. 1 leaves the pooled maps out (Figure 5, window and local).
+        focal_windows (int or Sequence[int], optional): Side of the region of the first pooled map
+            of each stage, in windows, odd; it is 2^k - 1 sub-windows more for map k. ImageNet
+            checkpoints have (7, 5, 3, 1), the paper's detectors (15, 13, 9, 7) (section 4.2).
+        expand_sizes (int or Sequence[int], optional): Depth of the surroundings that each stage
+            attends to token by token. 0: none (Figure 5, window and global).
+        focal_pool (str): How sub-windows are pooled, see :class:`SubWindowPool`; ``'none'`` leaves
+            the pooled maps out. Default: ``'fc'``.
+        use_conv_embed (bool, optional): Overlapped patch embedding.
+        use_shift (bool): Shifts the windows of every other block (Table 8), where the map is
+            larger than a window. Default: False.
+        use_pre_norm (bool): A norm before the patch embeddings between stages. Default: False.
+        qkv_bias (bool): Bias of the query, key and value projections. Default: True.
+        layer_scale_init_value (float or None): Start of the learned scale on each branch. None:
+            no scale. Default: None.
+        in_channels (int): Channels of the image. Default: 3.
+        patch_size (int): Side of a patch in pixels. Default: 4.
+        mlp_ratio (float): Hidden channels of the MLPs, as a multiple. Default: 4.
+        drop_rate (float): Dropout rate. Default: 0.
+        attn_drop_rate (float): Dropout rate of the attention weights. Default: 0.
+        drop_path_rate (float): Stochastic depth of the last block, from 0 at the first one on.
+            Default: 0.
+        norm_cfg (dict): Norms. Default: LN with eps 1e-5.
+        act_cfg (dict): Activations. Default: GELU.
+        out_indices (Sequence[int], optional): Stages whose maps are returned. Default: all.
+        out_norm (bool): Whether each map passes a norm of its own, ``norm{i}``. False: the raw
+            maps. Default: True.
+        frozen_stages (int): -1: none; 0: the patch embedding; n: and the first n stages.
+            Default: -1.
+        with_cp (bool): Recomputes blocks in the backward pass to save memory. Default: False.
+        init_cfg (dict or list, optional): Initialisation. Default: linear layers from a normal
+            distribution truncated at 2, std 0.02.
+
+    Raises:
+        ValueError: For an unknown arch or pooling, or sizes that do not match the stages, the
+            window or each other.
+    """
+
+    archs: dict[str, dict] = {
+        name + suffix: _arch(embed_dims, depths, use_conv_embed)
+        for name, embed_dims, depths in (
+            ('tiny', 96, (2, 2, 6, 2)), ('small', 96, (2, 2, 18, 2)),
+            ('base', 128, (2, 2, 18, 2)), ('large', 192, (2, 2, 18, 2)))
+        for suffix, use_conv_embed in (('', False), ('_conv', True))
+    }
+
+    # What the official code stores and its sizes determine.
+    _stored_constants = ('relative_position_index', 'valid_ind_', 'attn_mask')
+
+    def __init__(self,
+                 arch: str | dict = 'tiny',
+                 embed_dims: int | None = None,
+                 depths: int | Sequence[int] | None = None,
+                 num_heads: int | Sequence[int] | None = None,
+                 window_size: int = 7,
+                 focal_levels: int | Sequence[int] | None = None,
+                 focal_windows: int | Sequence[int] | None = None,
+                 expand_sizes: int | Sequence[int] | None = None,
+                 focal_pool: str = 'fc',
+                 use_conv_embed: bool | None = None,
+                 use_shift: bool = False,
+                 use_pre_norm: bool = False,
+                 qkv_bias: bool = True,
+                 layer_scale_init_value: float | None = None,
+                 in_channels: int = 3,
+                 patch_size: int = 4,
+                 mlp_ratio: float = 4.,
+                 drop_rate: float = 0.,
+                 attn_drop_rate: float = 0.,
+                 drop_path_rate: float = 0.,
+                 norm_cfg: dict = dict(type='LN', eps=1e-5),
+                 act_cfg: dict = dict(type='GELU'),
+                 out_indices: Sequence[int] | None = None,
+                 out_norm: bool = True,
+                 frozen_stages: int = -1,
+                 with_cp: bool = False,
+                 init_cfg: dict | list | None = dict(
+                     type='TruncNormal', layer='Linear', std=0.02)) -> None:
+        sizes = resolve_arch(
+            'FocalTransformer', self.archs, arch, embed_dims=embed_dims, depths=depths,
+            num_heads=num_heads, focal_levels=focal_levels, focal_windows=focal_windows,
+            expand_sizes=expand_sizes, use_conv_embed=use_conv_embed)
+        depths = sizes['depths']
+        count = len(depths)
+        heads, levels, windows, expand = (
+            per_stage('FocalTransformer', name, sizes[name], count)
+            for name in ('num_heads', 'focal_levels', 'focal_windows', 'expand_sizes'))
+        dims = [sizes['embed_dims'] * 2**i for i in range(count)]
+        stem_overlap, overlap = (2, 1) if sizes['use_conv_embed'] else (None, None)
+        embed = PreNormPatchEmbed if use_pre_norm else PatchEmbed
+        drop_paths = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
+
+        stages = []
+        for i, dim in enumerate(dims):
+            blocks = [
+                FocalTransformerBlock(
+                    dim, heads[i], window_size, expand[i], levels[i], windows[i], focal_pool,
+                    shift_size=window_size // 2 if use_shift and number % 2 else 0,
+                    mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop=drop_rate,
+                    attn_drop=attn_drop_rate, drop_path=next(drop_paths),
+                    layer_scale_init_value=layer_scale_init_value, act_cfg=act_cfg,
+                    norm_cfg=norm_cfg)
+                for number in range(depths[i])
+            ]
+            down = embed(dim, 2 * dim, 2, overlap, norm_cfg) if i < count - 1 else None
+            stages.append(Stage(blocks, down, with_cp))
+        super().__init__(
+            PatchEmbed(in_channels, dims[0], patch_size, stem_overlap, norm_cfg), stages, dims,
+            drop_rate, out_indices, out_norm, norm_cfg, frozen_stages, init_cfg)
+
+    def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """As :meth:`StagedBackbone.fit_state_dict`; constants of the official code are left out."""
+        super().fit_state_dict(state_dict, prefix)
+        for key in list(state_dict):
+            if key.startswith(prefix) and key.split('.')[-1].startswith(self._stored_constants):
+                del state_dict[key]

@@ -1,0 +1,389 @@
+"""FocalNet: Focal Modulation Networks (Yang et al., NeurIPS 2022, arXiv:2203.11926).
+
+Equations, sections and tables below are the paper's.
+"""
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..weights.resize import CheckpointError, FittedModule, fit_gates, fit_kernel
+from .layers import Mlp, PatchEmbed, Stage, StagedBackbone, per_stage, resolve_arch
+
+# Tokens of a map up to which the weight gradient of a depth-wise convolution is faster in NCHW
+# than in channels-last: 8 ms to 27 ms for 384 channels, 8 x 8, kernel 13, on two cores.
+SMALL_MAP = 64
+
+
+class FocalModulation(FittedModule):
+    r"""Focal modulation, section 3.2 and Algorithm 1.
+
+    Each token's query is multiplied by a modulator, its surroundings gathered at L focal levels
+    (Eq. 4) and once over the whole map, each level weighed by the token's own gate (Eq. 5):
+
+    .. math:: y_i = q(x_i) \odot h\Big(\sum_{\ell=1}^{L+1} g_i^\ell \cdot z_i^\ell\Big)
+        \qquad\text{(Eq. 6)}
+
+    Args:
+        dim (int): Channels C.
+        focal_level (int): L, the number of focal levels; 0 leaves the global context alone.
+        focal_window (int): Kernel size k of the first level, odd.
+        focal_factor (int): By how much k grows from level to level, even. Default: 2.
+        variant (str): Which row of Tables 10 and 11 to compute. All variants have the parameters
+            of ``'focal'`` (``'pooling'`` has no kernels), so that one checkpoint serves them:
+
+            - ``'focal'``: Eq. 6.
+            - ``'additive'``: the modulator is added to the query.
+            - ``'no_global'``: without the global context.
+            - ``'top_only'``: level L alone.
+            - ``'no_gating'``: every gate is 1.
+            - ``'pooling'``: levels by average pooling, without activation.
+            - ``'convnet'``: depth-wise ConvNet, y = q(GELU(h(z^L))).
+        use_postln (bool): Norm before the output projection. Default: False.
+        normalize_modulator (bool): Divides the gathered context by L + 1. Default: False.
+        act_cfg (dict): The activation of Eq. 4. Default: GELU.
+        norm_cfg (dict): That of ``use_postln``. Default: LN.
+        drop (float): Dropout rate of the output. Default: 0.
+
+    Attributes:
+        keep_maps (bool): Whether the next forward keeps ``gates`` (N, H, W, L + 1) and
+            ``modulator`` (N, H, W, C), detached, on the module (Figures 3 and 4). Default: False.
+
+    Raises:
+        ValueError: For an unknown variant, or a kernel size that is even or below 1.
+    """
+
+    variants = ('focal', 'additive', 'no_global', 'top_only', 'no_gating', 'pooling', 'convnet')
+
+    def __init__(self, dim: int, focal_level: int, focal_window: int, focal_factor: int = 2,
+                 variant: str = 'focal', use_postln: bool = False,
+                 normalize_modulator: bool = False, act_cfg: dict = dict(type='GELU'),
+                 norm_cfg: dict = dict(type='LN'), drop: float = 0.) -> None:
+        super().__init__()
+        kernels = [focal_window + focal_factor * level for level in range(focal_level)]
+        for level, kernel in enumerate(kernels, 1):
+            if kernel < 1 or kernel % 2 == 0:
+                raise ValueError(
+                    f'FocalNet: focal_windows={focal_window} with focal_factor={focal_factor} '
+                    f'makes kernel {kernel} at level {level}; kernels are odd: take an odd window '
+                    'and an even factor')
+        if variant not in self.variants:
+            raise ValueError(f'FocalNet: unknown modulation {variant!r}; '
+                             f'choose from {", ".join(self.variants)}')
+        if focal_level < (variant in ('no_global', 'top_only')):
+            raise ValueError(f'FocalNet: modulation {variant!r} has nothing to gather at '
+                             f'focal_levels={focal_level}; give 1 or more')
+        self.dim = dim
+        self.focal_level = focal_level
+        self.variant = variant
+        self.normalize_modulator = normalize_modulator
+        self.keep_maps = False
+
+        self.f = nn.Linear(dim, 2 * dim + focal_level + 1)
+        self.h = nn.Conv2d(dim, dim, 1)
+        self.act = build_activation_layer(act_cfg)
+        if variant == 'pooling':
+            self.focal_layers = nn.ModuleList(
+                nn.AvgPool2d(k, 1, k // 2, count_include_pad=False) for k in kernels)
+        else:
+            self.focal_layers = nn.ModuleList(
+                nn.Sequential(
+                    nn.Conv2d(dim, dim, k, padding=k // 2, groups=dim, bias=False),
+                    build_activation_layer(act_cfg)) for k in kernels)
+        self.ln = build_norm_layer(norm_cfg, dim)[1] if use_postln else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        query, context, gates = self.f(x).split((self.dim, self.dim, self.focal_level + 1), -1)
+        if self.variant == 'no_gating':
+            gates = torch.ones_like(gates)
+        levels = self.contextualize(context.permute(0, 3, 1, 2))
+        if self.variant == 'convnet':
+            context = self.act(self.h(levels[-2])).permute(0, 2, 3, 1)
+            out = F.linear(context, self.f.weight[:self.dim], self.f.bias[:self.dim])
+        else:
+            context = self.aggregate(levels, gates.permute(0, 3, 1, 2))
+            modulator = self.h(context).permute(0, 2, 3, 1)
+            out = query + modulator if self.variant == 'additive' else query * modulator
+            if self.keep_maps:
+                self.gates, self.modulator = gates.detach(), modulator.detach()
+        return self.proj_drop(self.proj(self.ln(out)))
+
+    def contextualize(self, context: Tensor) -> list[Tensor]:
+        """Step 1, hierarchical contextualization (Eq. 4).
+
+        Args:
+            context (Tensor): z^0, shape (N, C, H, W).
+
+        Returns:
+            list[Tensor]: z^0 to z^L, shape (N, C, H, W), and z^(L+1), shape (N, C, 1, 1).
+        """
+        if context[0, 0].numel() <= SMALL_MAP and not torch.compiler.is_compiling():
+            context = context.contiguous()
+        levels = [context]
+        for layer in self.focal_layers:
+            levels.append(layer(levels[-1]))
+        whole = levels[-1].mean((2, 3), keepdim=True)
+        return [*levels, whole if self.variant == 'pooling' else self.act(whole)]
+
+    def aggregate(self, levels: list[Tensor], gates: Tensor) -> Tensor:
+        """Step 2, gated aggregation (Eq. 5).
+
+        Args:
+            levels (list[Tensor]): z^0 to z^(L+1), as :meth:`contextualize` gives them.
+            gates (Tensor): g^1 to g^(L+1), shape (N, L + 1, H, W).
+
+        Returns:
+            Tensor: Shape (N, C, H, W).
+        """
+        first = self.focal_level if self.variant == 'top_only' else 1
+        last = self.focal_level + (self.variant not in ('top_only', 'no_global'))
+        context = sum(levels[i] * gates[:, i - 1:i] for i in range(first, last + 1))
+        return context / (self.focal_level + 1) if self.normalize_modulator else context
+
+    def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Zero-pads or crops kernels, adds or removes focal levels; see
+        :mod:`focal_mm.weights.resize`. An added level keeps the kernel it was initialised with.
+
+        Raises:
+            CheckpointError: If a kernel in the checkpoint is even.
+        """
+        weight = state_dict.get(f'{prefix}f.weight')
+        levels = self.focal_level
+        if weight is not None and weight.shape[1:] == (self.dim, ):
+            levels = len(weight) - 2 * self.dim - 1
+        if levels != self.focal_level and levels >= 0:
+            for name in ('f.weight', 'f.bias'):
+                if prefix + name in state_dict:
+                    state_dict[prefix + name] = fit_gates(
+                        state_dict[prefix + name], self.dim, self.focal_level)
+            what = 'added, gates at zero' if self.focal_level > levels else 'removed'
+            self.changes['focal level', what] += abs(self.focal_level - levels)
+
+        own = self.focal_layers.state_dict(prefix=f'{prefix}focal_layers.')
+        for level in range(max(levels, self.focal_level)):
+            key = f'{prefix}focal_layers.{level}.0.weight'
+            if key not in own:
+                state_dict.pop(key, None)
+            elif level >= levels:
+                state_dict.setdefault(key, own[key])
+            elif key in state_dict:
+                state_dict[key] = self._fit_kernel(key, state_dict[key], own[key].shape[-1])
+
+    def _fit_kernel(self, key: str, weight: Tensor, size: int) -> Tensor:
+        theirs = weight.shape[-1]
+        if theirs == size:
+            return weight
+        if theirs % 2 == 0:
+            raise CheckpointError(f'{key} is a {theirs}x{theirs} kernel; focal kernels are odd, '
+                                  'so this is no FocalNet checkpoint')
+        what = 'zero-padded' if theirs < size else 'cropped'
+        self.changes['kernel', f'{what} {theirs}x{theirs} -> {size}x{size}'] += 1
+        return fit_kernel(weight, size)
+
+
+class FocalNetBlock(BaseModule):
+    """Focal modulation and an MLP, each with a norm and a shortcut.
+
+    Args:
+        dim (int): Channels C.
+        modulation (dict): Arguments of :class:`FocalModulation` but ``dim``.
+        mlp_ratio (float): Hidden channels of the MLP, as a multiple of C. Default: 4.
+        drop (float): Dropout rate in the MLP. Default: 0.
+        drop_path (float): Rate of stochastic depth. Default: 0.
+        layer_scale_init_value (float or None): A learned scale a channel on both branches, and
+            what it starts at. None: none. Default: None.
+        use_postln (bool): Norms after the branches instead of before. Default: False.
+        act_cfg (dict): Activation. Default: GELU.
+        norm_cfg (dict): Norms. Default: LN.
+    """
+
+    def __init__(self, dim: int, modulation: dict, mlp_ratio: float = 4., drop: float = 0.,
+                 drop_path: float = 0., layer_scale_init_value: float | None = None,
+                 use_postln: bool = False, act_cfg: dict = dict(type='GELU'),
+                 norm_cfg: dict = dict(type='LN')) -> None:
+        super().__init__()
+        self.use_postln = use_postln
+        self.norm1 = build_norm_layer(norm_cfg, dim)[1]
+        self.modulation = FocalModulation(dim, **modulation)
+        self.norm2 = build_norm_layer(norm_cfg, dim)[1]
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop)
+        self.drop_path = DropPath(drop_path)
+        for name in ('gamma_1', 'gamma_2'):
+            gamma = None
+            if layer_scale_init_value is not None:
+                gamma = nn.Parameter(torch.full((dim, ), float(layer_scale_init_value)))
+            self.register_parameter(name, gamma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        x = self._add(x, self.modulation, self.norm1, self.gamma_1)
+        return self._add(x, self.mlp, self.norm2, self.gamma_2)
+
+    def _add(self, x: Tensor, branch: nn.Module, norm: nn.Module, gamma: Tensor | None) -> Tensor:
+        out = norm(branch(x)) if self.use_postln else branch(norm(x))
+        return x + self.drop_path(out if gamma is None else gamma * out)
+
+
+def _arch(embed_dims: int, depths: tuple[int, ...], focal_levels: int, focal_windows: int = 3,
+          patch_size: int = 4, large: bool = False, **flags) -> dict:
+    """``large`` is how the authors stabilise big models: overlapped patches, post-norm, scale."""
+    return dict(dict(embed_dims=embed_dims, depths=depths, focal_levels=focal_levels,
+                     focal_windows=focal_windows, patch_size=patch_size, use_conv_embed=large,
+                     layer_scale_init_value=1e-4 if large else None, use_postln=large,
+                     use_postln_in_modulation=False, normalize_modulator=False), **flags)
+
+
+@MODELS.register_module()
+class FocalNet(StagedBackbone):
+    """FocalNet, section 3.4.
+
+    Parameters have the names of the official code, so that its checkpoints load as they are;
+    kernels and focal levels are fitted to the model (:meth:`FocalModulation.fit_state_dict`).
+
+    Args:
+        arch (str or dict): A name below, or the settings themselves (``embed_dims`` and ``depths``
+            at least). Default: ``'tiny_lrf'``.
+
+            - ``tiny``, ``small``, ``base`` with ``_srf`` (2 focal levels) or ``_lrf`` (3): Table 1.
+            - the same with ``_deep``, deeper and thinner: Table 3.
+            - ``tiny_iso``, ``small_iso``, ``base_iso``, monolithic, patches of 16: Table 13.
+            - ``large``, ``xlarge``, ``huge`` with ``_fl3`` or ``_fl4``, the ImageNet-22K models:
+              3 or 4 focal levels, with the flags of their official yaml files.
+        embed_dims (int, optional): Channels of the first stage, doubled from stage to stage.
+        depths (int or Sequence[int], optional): Blocks of each stage. This and the other sizes
+            override the arch's; an int stands for equal stages.
+        focal_levels (int or Sequence[int], optional): Focal levels L of each stage.
+        focal_windows (int or Sequence[int], optional): Kernel size of the first focal level of
+            each stage, odd. ImageNet checkpoints have 3 (large, xlarge ``_fl3``: 5), the paper's
+            Mask R-CNN 9 (section 4.2).
+        focal_factor (int): Growth of the kernel from level to level. Default: 2.
+        modulation (str): ``'focal'``, or an ablation of Tables 10 and 11, see
+            :class:`FocalModulation`. Table 12 is ``focal_levels`` and ``focal_windows``.
+        use_conv_embed (bool, optional): Overlapped patch embedding, Table 2. The official
+            classifier pads its 7x7 stem by 2 pixels, the official detector (here: ``out_norm``)
+            by 3; each is followed.
+        layer_scale_init_value (float, None or 'arch'): Start of the learned scale on each branch.
+            None: no scale. Default: ``'arch'``, as the arch has it.
+        use_postln (bool, optional): Norms after the branches.
+        use_postln_in_modulation (bool, optional): A norm within the modulation.
+        normalize_modulator (bool, optional): Divides the gathered context by L + 1.
+        in_channels (int): Channels of the image. Default: 3.
+        patch_size (int, optional): Side of a patch in pixels.
+        mlp_ratio (float): Hidden channels of the MLPs, as a multiple. Default: 4.
+        drop_rate (float): Dropout rate. Default: 0.
+        drop_path_rate (float): Stochastic depth of the last block, from 0 at the first one on.
+            Default: 0.
+        norm_cfg (dict): Norms. Default: LN with eps 1e-5.
+        act_cfg (dict): Activations. Default: GELU.
+        out_indices (Sequence[int], optional): Stages whose maps are returned. Default: all.
+        out_norm (bool): Whether each map passes a norm of its own, ``norm{i}``, as in the official
+            detectors. False: the raw maps, as in the classifier. Default: True.
+        frozen_stages (int): -1: none; 0: the patch embedding; n: and the first n stages.
+            Default: -1.
+        with_cp (bool): Recomputes blocks in the backward pass to save memory. Default: False.
+        init_cfg (dict or list, optional): Initialisation. Default: linear layers from a normal
+            distribution truncated at 2, std 0.02.
+
+    Raises:
+        ValueError: For an unknown arch or modulation, sizes that do not match the stages, or an
+            even kernel.
+    """
+
+    archs: dict[str, dict] = {
+        'tiny_lrf': _arch(96, (2, 2, 6, 2), 3),
+        'tiny_srf': _arch(96, (2, 2, 6, 2), 2),
+        'small_srf': _arch(96, (2, 2, 18, 2), 2),
+        'small_lrf': _arch(96, (2, 2, 18, 2), 3),
+        'base_srf': _arch(128, (2, 2, 18, 2), 2),
+        'base_lrf': _arch(128, (2, 2, 18, 2), 3),
+        # Table 3's parameters are those of overlapped patches.
+        'tiny_srf_deep': _arch(64, (3, 3, 16, 3), 2, use_conv_embed=True),
+        'tiny_lrf_deep': _arch(64, (3, 3, 16, 3), 3, use_conv_embed=True),
+        'small_srf_deep': _arch(64, (4, 4, 28, 4), 2, use_conv_embed=True),
+        'small_lrf_deep': _arch(64, (4, 4, 28, 4), 3, use_conv_embed=True),
+        'base_srf_deep': _arch(96, (4, 4, 28, 4), 2, use_conv_embed=True),
+        'base_lrf_deep': _arch(96, (4, 4, 28, 4), 3, use_conv_embed=True),
+        'tiny_iso': _arch(192, (12, ), 3, patch_size=16),
+        'small_iso': _arch(384, (12, ), 3, patch_size=16),
+        # The official builder of this one sets both flags, its yaml neither.
+        'base_iso': _arch(768, (12, ), 3, patch_size=16, layer_scale_init_value=1e-4,
+                          use_postln=True),
+        'large_fl3': _arch(192, (2, 2, 18, 2), 3, 5, large=True),
+        'large_fl4': _arch(192, (2, 2, 18, 2), 4, large=True, normalize_modulator=True),
+        'xlarge_fl3': _arch(256, (2, 2, 18, 2), 3, 5, large=True),
+        'xlarge_fl4': _arch(256, (2, 2, 18, 2), 4, large=True),
+        'huge_fl3': _arch(352, (2, 2, 18, 2), 3, large=True, use_postln_in_modulation=True),
+        'huge_fl4': _arch(352, (2, 2, 18, 2), 4, large=True, use_postln_in_modulation=True),
+    }
+
+    def __init__(self,
+                 arch: str | dict = 'tiny_lrf',
+                 embed_dims: int | None = None,
+                 depths: int | Sequence[int] | None = None,
+                 focal_levels: int | Sequence[int] | None = None,
+                 focal_windows: int | Sequence[int] | None = None,
+                 focal_factor: int = 2,
+                 modulation: str = 'focal',
+                 use_conv_embed: bool | None = None,
+                 layer_scale_init_value: float | str | None = 'arch',
+                 use_postln: bool | None = None,
+                 use_postln_in_modulation: bool | None = None,
+                 normalize_modulator: bool | None = None,
+                 in_channels: int = 3,
+                 patch_size: int | None = None,
+                 mlp_ratio: float = 4.,
+                 drop_rate: float = 0.,
+                 drop_path_rate: float = 0.,
+                 norm_cfg: dict = dict(type='LN', eps=1e-5),
+                 act_cfg: dict = dict(type='GELU'),
+                 out_indices: Sequence[int] | None = None,
+                 out_norm: bool = True,
+                 frozen_stages: int = -1,
+                 with_cp: bool = False,
+                 init_cfg: dict | list | None = dict(
+                     type='TruncNormal', layer='Linear', std=0.02)) -> None:
+        sizes = resolve_arch(
+            'FocalNet', self.archs, arch, embed_dims=embed_dims, depths=depths,
+            focal_levels=focal_levels, focal_windows=focal_windows, patch_size=patch_size,
+            use_conv_embed=use_conv_embed, use_postln=use_postln,
+            use_postln_in_modulation=use_postln_in_modulation,
+            normalize_modulator=normalize_modulator)
+        if layer_scale_init_value != 'arch':
+            sizes['layer_scale_init_value'] = layer_scale_init_value
+        depths = sizes['depths']
+        count = len(depths)
+        levels = per_stage('FocalNet', 'focal_levels', sizes['focal_levels'], count)
+        windows = per_stage('FocalNet', 'focal_windows', sizes['focal_windows'], count)
+        dims = [sizes['embed_dims'] * 2**i for i in range(count)]
+        stem_overlap, overlap = (3 if out_norm else 2, 1) if sizes['use_conv_embed'] else (None, ) * 2
+        drop_paths = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
+
+        stages = []
+        for i, dim in enumerate(dims):
+            blocks = [
+                FocalNetBlock(
+                    dim,
+                    modulation=dict(
+                        focal_level=levels[i], focal_window=windows[i], focal_factor=focal_factor,
+                        variant=modulation, use_postln=sizes['use_postln_in_modulation'],
+                        normalize_modulator=sizes['normalize_modulator'], act_cfg=act_cfg,
+                        norm_cfg=norm_cfg, drop=drop_rate),
+                    mlp_ratio=mlp_ratio, drop=drop_rate, drop_path=next(drop_paths),
+                    layer_scale_init_value=sizes['layer_scale_init_value'],
+                    use_postln=sizes['use_postln'], act_cfg=act_cfg, norm_cfg=norm_cfg)
+                for _ in range(depths[i])
+            ]
+            down = PatchEmbed(dim, 2 * dim, 2, overlap, norm_cfg) if i < count - 1 else None
+            stages.append(Stage(blocks, down, with_cp))
+        super().__init__(
+            PatchEmbed(in_channels, dims[0], sizes['patch_size'], stem_overlap, norm_cfg), stages,
+            dims, drop_rate, out_indices, out_norm, norm_cfg, frozen_stages, init_cfg)

@@ -1,0 +1,441 @@
+"""MixFormer: Mixing Features across Windows and Dimensions (Chen et al., CVPR 2022,
+arXiv:2204.02557).
+
+Equations, sections and tables below are the paper's.
+"""
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..weights.resize import CheckpointError, FittedModule, fit_kernel, fit_position_bias
+from .layers import (Mlp, Stage, StagedBackbone, fix_statistics, lack, per_stage,
+                     relative_index, resolve_arch)
+
+
+class PooledBatchNorm(nn.BatchNorm2d):
+    """BatchNorm of globally pooled maps. A lone image has no variance over the batch: in training
+    the running statistics stand in for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, 1, 1) -> (N, C, 1, 1)."""
+        if self.training and len(x) == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
+                                eps=self.eps)
+        return super().forward(x)
+
+
+class MixingAttention(FittedModule):
+    """Window attention and depth-wise convolution side by side, MIX of Eq. 1 (Figures 1 and 2).
+
+    The attention has half of the channels, and so has the convolution once it is projected. The
+    pooled convolution scales the channels of the values (channel interaction), the attention
+    scales the places of the convolution (spatial interaction).
+
+    Args:
+        dim (int): Channels C.
+        num_heads (int): Attention heads; a divisor of C / 2 (of C where not ``parallel``).
+        window_size (int): Side of an attention window. Default: 7.
+        dwconv_kernel_size (int): Kernel size of the convolution, odd (Table 8). Default: 3.
+        qkv_bias (bool): Bias in the projection to query, key and value. Default: True.
+        shift_size (int): By how much the attention windows are shifted, as in Swin (Table 9). The
+            convolution needs no shift. Default: 0.
+        parallel (bool): False: the first row of Table 7, attention of all channels and the
+            convolution after it. It is a reading, since the paper does not spell it out; it costs
+            what the parallel design costs to a tenth. Default: True.
+        channel_interaction (bool): Default: True.
+        spatial_interaction (bool): Default: True.
+        attn_drop (float): Dropout rate of the attention weights. Default: 0.
+        drop (float): Dropout rate of the output. Default: 0.
+        act_cfg (dict): Activations. Default: GELU.
+        norm_cfg (dict): Norms over channels; those over the batch are BN. Default: LN.
+
+    Raises:
+        ValueError: If the channels are odd, too few or not divided by the heads, if the kernel is
+            even, or if there are interactions without two branches.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int = 7,
+                 dwconv_kernel_size: int = 3, qkv_bias: bool = True, shift_size: int = 0,
+                 parallel: bool = True, channel_interaction: bool = True,
+                 spatial_interaction: bool = True, attn_drop: float = 0., drop: float = 0.,
+                 act_cfg: dict = dict(type='GELU'), norm_cfg: dict = dict(type='LN')) -> None:
+        super().__init__()
+        attn_dim = dim // 2 if parallel else dim
+        if dim < 16 or dim % 2:
+            raise ValueError(f'mixing block of {dim} channels (embed_dims): give 16 or more, and '
+                             'an even number')
+        if attn_dim % num_heads:
+            raise ValueError(f'mixing block of {dim} channels: num_heads={num_heads} does not '
+                             f'divide the {attn_dim} of the attention; give a divisor')
+        if window_size < 1:
+            raise ValueError(f'mixing block: window_size={window_size}; give 1 or more (7)')
+        if dwconv_kernel_size < 1 or dwconv_kernel_size % 2 == 0:
+            raise ValueError(f'mixing block: dwconv_kernel_size={dwconv_kernel_size}; '
+                             'give an odd one, 1, 3 or 5')
+        if not parallel and (channel_interaction or spatial_interaction):
+            raise ValueError('mixing block: the interactions are between parallel branches; with '
+                             'parallel=False give channel_interaction=False and '
+                             'spatial_interaction=False')
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.shift_size = shift_size
+        self.parallel = parallel
+
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * window_size - 1)**2, num_heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=.02)
+        self.register_buffer('relative_position_index', relative_index(window_size, window_size),
+                             persistent=False)
+        self.dwconv3x3 = nn.Sequential(
+            nn.Conv2d(dim, dim, dwconv_kernel_size, padding=dwconv_kernel_size // 2, groups=dim),
+            nn.BatchNorm2d(dim), build_activation_layer(act_cfg))
+        if parallel:
+            self.proj_attn = nn.Linear(dim, attn_dim)
+            self.proj_attn_norm = build_norm_layer(norm_cfg, attn_dim)[1]
+            self.proj_cnn = nn.Linear(dim, dim)
+            self.proj_cnn_norm = build_norm_layer(norm_cfg, dim)[1]
+            self.projection = nn.Conv2d(dim, attn_dim, 1)
+            self.conv_norm = nn.BatchNorm2d(attn_dim)
+        self.channel_interaction = self.spatial_interaction = None
+        if channel_interaction:
+            self.channel_interaction = nn.Sequential(
+                nn.Conv2d(dim, dim // 8, 1), PooledBatchNorm(dim // 8),
+                build_activation_layer(act_cfg), nn.Conv2d(dim // 8, attn_dim, 1))
+        if spatial_interaction:
+            self.spatial_interaction = nn.Sequential(
+                nn.Conv2d(attn_dim, dim // 16, 1), nn.BatchNorm2d(dim // 16),
+                build_activation_layer(act_cfg), nn.Conv2d(dim // 16, 1, 1))
+        self.qkv = nn.Linear(attn_dim, 3 * attn_dim, bias=qkv_bias)
+        self.attn_drop = attn_drop
+        self.attn_norm = build_norm_layer(norm_cfg, attn_dim)[1]
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C), H and W multiples of the window -> (N, H, W, C)."""
+        if not self.parallel:
+            attn = self.attn_norm(self.attend(x)).permute(0, 3, 1, 2)
+            return self.proj_drop(self.proj(self.dwconv3x3(attn).permute(0, 2, 3, 1)))
+
+        conv = self.proj_cnn_norm(self.proj_cnn(x))
+        conv = self.dwconv3x3(conv.permute(0, 3, 1, 2))
+        attn = self.attend(self.proj_attn_norm(self.proj_attn(x)))
+        if self.channel_interaction is not None:
+            # Attention is linear in its values, so that the output is scaled in their place.
+            scale = self.channel_interaction(conv.mean((2, 3), keepdim=True)).sigmoid()
+            attn = attn * scale.permute(0, 2, 3, 1)
+        conv = self.projection(conv)
+        if self.spatial_interaction is not None:
+            conv = conv * self.spatial_interaction(attn.permute(0, 3, 1, 2)).sigmoid()
+        conv = self.conv_norm(conv).permute(0, 2, 3, 1)
+        return self.proj_drop(self.proj(torch.cat((self.attn_norm(attn), conv), -1)))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Self-attention within each window: (N, H, W, C) -> (N, H, W, C)."""
+        batch, height, width, dim = x.shape
+        size, heads = self.window_size, self.num_heads
+        bias = self.relative_position_bias_table[self.relative_position_index]
+        bias = bias.permute(2, 0, 1)[None]
+        qkv = self.qkv(x)
+        if self.shift_size:
+            # Along a side of one window there is nothing that a shift could connect.
+            shift = [min(self.shift_size, side - size) for side in (height, width)]
+            qkv = qkv.roll([-by for by in shift], (1, 2))
+            apart = self._apart(height, width, shift)
+            bias = bias.masked_fill(apart[:, None], float('-inf')).repeat(batch, 1, 1, 1)
+
+        rows, cols = height // size, width // size
+        qkv = qkv.reshape(batch, rows, size, cols, size, 3, heads, dim // heads)
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, heads, size**2, dim // heads)
+        out = F.scaled_dot_product_attention(
+            *qkv.unbind(0), attn_mask=bias, dropout_p=self.attn_drop if self.training else 0.)
+        out = out.reshape(batch, rows, cols, heads, size, size, dim // heads)
+        out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, dim)
+        return out.roll(shift, (1, 2)) if self.shift_size else out
+
+    def _apart(self, height: int, width: int, shift: Sequence[int]) -> Tensor:
+        """Which tokens share a shifted window but come from opposite sides of the map:
+        (windows, window_size**2, window_size**2)."""
+        size, device = self.window_size, self.relative_position_index.device
+        wrapped = [torch.arange(side, device=device) >= side - by
+                   for side, by in zip((height, width), shift)]
+        origin = 2 * wrapped[0][:, None] + wrapped[1]
+        origin = origin.reshape(height // size, size, width // size, size)
+        origin = origin.permute(0, 2, 1, 3).reshape(-1, size**2)
+        return origin[:, :, None] != origin[:, None]
+
+    def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Interpolates the position bias of another window size, zero-pads or crops another
+        depth-wise kernel.
+
+        Raises:
+            CheckpointError: If the kernel in the checkpoint is even, or the position bias is not
+                that of a square window.
+        """
+        state_dict.pop(f'{prefix}relative_position_index', None)  # follows from the window size
+        key, ours = f'{prefix}relative_position_bias_table', len(self.relative_position_bias_table)
+        if key in state_dict and len(state_dict[key]) != ours:
+            theirs = state_dict[key]
+            state_dict[key] = fit_position_bias(theirs.t(), ours).t()
+            self.changes['window bias table', f'interpolated {len(theirs)} -> {ours} offsets'] += 1
+
+        key, ours = f'{prefix}dwconv3x3.0.weight', self.dwconv3x3[0].kernel_size[0]
+        if key in state_dict and state_dict[key].shape[-1] != ours:
+            theirs = state_dict[key].shape[-1]
+            if theirs % 2 == 0:
+                raise CheckpointError(f'{key} is a {theirs}x{theirs} kernel; those of MixFormer '
+                                      'are odd, so this is no checkpoint of it')
+            what = 'zero-padded' if theirs < ours else 'cropped'
+            self.changes['kernel', f'{what} {theirs}x{theirs} -> {ours}x{ours}'] += 1
+            state_dict[key] = fit_kernel(state_dict[key], ours)
+
+
+class ConvMlp(Mlp):
+    """MLP with a 3x3 depth-wise convolution between its linear layers (Table 9)."""
+
+    def __init__(self, dim: int, hidden_dim: int, act_cfg: dict = dict(type='GELU'),
+                 drop: float = 0.) -> None:
+        super().__init__(dim, hidden_dim, act_cfg, drop)
+        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        x = self.dwconv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.drop(self.fc2(self.drop(self.act(x))))
+
+
+class MixingBlock(BaseModule):
+    """Mixing block, section 3.1: MIX (Eq. 1) and an FFN (Eq. 2), each with a norm and a shortcut.
+
+    Args:
+        dim (int): Channels C.
+        attn (dict): Arguments of :class:`MixingAttention` but ``dim``.
+        mlp_ratio (float): Hidden channels of the FFN, as a multiple of C. Default: 4.
+        mlp_dwconv (bool): Depth-wise convolution in the FFN (Table 9). Default: False.
+        drop (float): Dropout rate in the FFN. Default: 0.
+        drop_path (float): Rate of stochastic depth. Default: 0.
+        act_cfg (dict): Activation of the FFN. Default: GELU.
+        norm_cfg (dict): Norms. Default: LN.
+    """
+
+    def __init__(self, dim: int, attn: dict, mlp_ratio: float = 4., mlp_dwconv: bool = False,
+                 drop: float = 0., drop_path: float = 0., act_cfg: dict = dict(type='GELU'),
+                 norm_cfg: dict = dict(type='LN')) -> None:
+        super().__init__()
+        self.norm1 = build_norm_layer(norm_cfg, dim)[1]
+        self.attn = MixingAttention(dim, **attn)
+        self.norm2 = build_norm_layer(norm_cfg, dim)[1]
+        self.mlp = (ConvMlp if mlp_dwconv else Mlp)(dim, int(dim * mlp_ratio), act_cfg, drop)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        height, width = x.shape[1:3]
+        size = self.attn.window_size
+        # Zeros after the norm make whole windows. As in the official code they are tokens like
+        # any other: attended to, convolved and pooled.
+        out = F.pad(self.norm1(x), (0, 0, 0, lack(width, size), 0, lack(height, size)))
+        x = x + self.drop_path(self.attn(out)[:, :height, :width])
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ConvStem(BaseModule):
+    """Convolution stem, section 3.2: three 3x3 convolutions, then patches are embedded.
+
+    The map is zero-padded at the right and at the bottom to a multiple of the patch.
+
+    Args:
+        in_channels (int): Channels in.
+        embed_dims (int): Channels out.
+        patch_size (int): Stride of the stem, in pixels, even. Default: 4.
+        act_cfg (dict): Activations. Default: GELU.
+        norm_cfg (dict): Norm of the patches; those of the convolutions are BN. Default: LN.
+
+    Raises:
+        ValueError: If the patch size is odd.
+    """
+
+    def __init__(self, in_channels: int, embed_dims: int, patch_size: int = 4,
+                 act_cfg: dict = dict(type='GELU'), norm_cfg: dict = dict(type='LN')) -> None:
+        super().__init__()
+        if patch_size < 2 or patch_size % 2:
+            raise ValueError(f'MixFormer: patch_size={patch_size}; give an even one, since the '
+                             'last step of the stem halves the map')
+        self.patch_size = patch_size
+        dim = embed_dims // 2
+        layers = []
+        for channels, stride in ((in_channels, patch_size // 2), (dim, 1), (dim, 1)):
+            layers += [nn.Conv2d(channels, dim, 3, stride, padding=1), nn.BatchNorm2d(dim),
+                       build_activation_layer(act_cfg)]
+        self.stem = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(dim, embed_dims, 2, 2)
+        self.norm = build_norm_layer(norm_cfg, embed_dims)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, ceil(H / patch_size), ceil(W / patch_size), embed_dims)."""
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, lack(width, self.patch_size), 0, lack(height, self.patch_size)))
+        return self.norm(self.proj(self.stem(x)).permute(0, 2, 3, 1))
+
+
+class ConvMerging(nn.Module):
+    """Step between two stages: BatchNorm and a 2x2 convolution of stride 2.
+
+    Args:
+        dim (int): Channels in.
+        out_dim (int): Channels out.
+    """
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(dim)
+        self.reduction = nn.Conv2d(dim, out_dim, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, ceil(H / 2), ceil(W / 2), C')."""
+        # The official code takes even maps only. Odd ones are padded before the norm, as in Swin.
+        x = F.pad(x, (0, lack(x.shape[3], 2), 0, lack(x.shape[2], 2)))
+        return self.reduction(self.norm(x)).permute(0, 2, 3, 1)
+
+
+def _arch(embed_dims: int, depths: tuple[int, ...], num_heads: tuple[int, ...],
+          drop_path_rate: float) -> dict:
+    return dict(embed_dims=embed_dims, depths=depths, num_heads=num_heads,
+                drop_path_rate=drop_path_rate)
+
+
+@MODELS.register_module()
+class MixFormer(StagedBackbone):
+    """MixFormer, section 3.2.
+
+    Parameters have the names of the official code; its Paddle checkpoints load after
+    :func:`focal_mm.weights.paddle.to_torch`. Position biases of another window size and
+    depth-wise kernels of another size are fitted (:meth:`MixingAttention.fit_state_dict`).
+
+    Args:
+        arch (str or dict): ``'b0'`` to ``'b6'`` (Table 2 has B1 to B4), or the settings themselves
+            (``embed_dims`` and ``depths`` at least). Default: ``'b1'``.
+        embed_dims (int or Sequence[int], optional): Channels of the first stage, doubled from
+            stage to stage; or those of each stage (Table 10), multiples of 2 and at least 16.
+        depths (int or Sequence[int], optional): Blocks of each stage. This and the other sizes
+            override the arch's; an int stands for equal stages.
+        num_heads (int or Sequence[int], optional): Attention heads of each stage.
+        window_size (int): Side of an attention window. Default: 7.
+        dwconv_kernel_size (int): Kernel size of the depth-wise convolutions, odd (Table 8).
+            Default: 3.
+        qkv_bias (bool): Bias in the projection to query, key and value. Default: True.
+        parallel (bool): False: the successive design, see :class:`MixingAttention` (Table 7).
+            Default: True.
+        channel_interaction (bool): From the convolution to the attention (Table 7). Default: True.
+        spatial_interaction (bool): From the attention to the convolution (Table 7). Default: True.
+        use_shift (bool): Shifts the windows of every second block by half (Table 9).
+            Default: False.
+        mlp_dwconv (bool): A 3x3 depth-wise convolution in the FFNs (Table 9). Default: False.
+        in_channels (int): Channels of the image. Default: 3.
+        patch_size (int): Stride of the stem in pixels, even. Default: 4.
+        mlp_ratio (float): Hidden channels of the FFNs, as a multiple. Default: 4.
+        drop_rate (float): Dropout rate. Default: 0.
+        attn_drop_rate (float): Dropout rate of the attention weights. Default: 0.
+        drop_path_rate (float, optional): Stochastic depth of the last block, from 0 at the first
+            one on. Default: that of the arch.
+        norm_cfg (dict): Norms over channels; those over the batch are BN. Default: LN, eps 1e-5.
+        act_cfg (dict): Activations. Default: GELU.
+        out_indices (Sequence[int], optional): Stages whose maps are returned. Default: all.
+        out_norm (bool): Whether each map passes a norm of its own, ``norm{i}``. Default: True.
+        frozen_stages (int): -1: none; 0: the stem; n: and the first n stages. Default: -1.
+        norm_eval (bool): Keeps the statistics of BatchNorm fixed in training. Default: False.
+        with_cp (bool): Recomputes blocks in the backward pass to save memory. Default: False.
+        init_cfg (dict or list, optional): Initialisation. Default: linear layers from a normal
+            distribution truncated at 2, std 0.02; convolutions by Kaiming's.
+
+    Raises:
+        ValueError: For an unknown arch, sizes that do not match the stages or each other, an even
+            kernel, an odd patch, or interactions without two branches.
+    """
+
+    classifier = ('norm', 'last_proj', 'head')
+    archs: dict[str, dict] = {
+        'b0': _arch(24, (1, 2, 6, 6), (3, 6, 12, 24), 0.),
+        'b1': _arch(32, (1, 2, 6, 6), (2, 4, 8, 16), 0.),
+        'b2': _arch(32, (2, 2, 8, 8), (2, 4, 8, 16), 0.05),
+        'b3': _arch(48, (2, 2, 8, 6), (3, 6, 12, 24), 0.1),
+        'b4': _arch(64, (2, 2, 8, 8), (4, 8, 16, 32), 0.2),
+        'b5': _arch(96, (1, 2, 8, 6), (6, 12, 24, 48), 0.3),
+        'b6': _arch(96, (2, 4, 16, 12), (6, 12, 24, 48), 0.5),
+    }
+
+    def __init__(self,
+                 arch: str | dict = 'b1',
+                 embed_dims: int | Sequence[int] | None = None,
+                 depths: int | Sequence[int] | None = None,
+                 num_heads: int | Sequence[int] | None = None,
+                 window_size: int = 7,
+                 dwconv_kernel_size: int = 3,
+                 qkv_bias: bool = True,
+                 parallel: bool = True,
+                 channel_interaction: bool = True,
+                 spatial_interaction: bool = True,
+                 use_shift: bool = False,
+                 mlp_dwconv: bool = False,
+                 in_channels: int = 3,
+                 patch_size: int = 4,
+                 mlp_ratio: float = 4.,
+                 drop_rate: float = 0.,
+                 attn_drop_rate: float = 0.,
+                 drop_path_rate: float | None = None,
+                 norm_cfg: dict = dict(type='LN', eps=1e-5),
+                 act_cfg: dict = dict(type='GELU'),
+                 out_indices: Sequence[int] | None = None,
+                 out_norm: bool = True,
+                 frozen_stages: int = -1,
+                 norm_eval: bool = False,
+                 with_cp: bool = False,
+                 init_cfg: dict | list | None = [
+                     dict(type='TruncNormal', layer='Linear', std=0.02),
+                     dict(type='Kaiming', layer='Conv2d', mode='fan_in')]) -> None:
+        sizes = resolve_arch('MixFormer', self.archs, arch, embed_dims=embed_dims, depths=depths,
+                             num_heads=num_heads, drop_path_rate=drop_path_rate)
+        depths, dims = sizes['depths'], sizes['embed_dims']
+        count = len(depths)
+        if isinstance(dims, int):
+            dims = [dims * 2**i for i in range(count)]
+        dims = per_stage('MixFormer', 'embed_dims', dims, count)
+        heads = per_stage('MixFormer', 'num_heads', sizes['num_heads'], count)
+        drop_paths = iter(np.linspace(0, sizes['drop_path_rate'], sum(depths)).tolist())
+
+        stages = []
+        for i, dim in enumerate(dims):
+            blocks = [
+                MixingBlock(
+                    dim,
+                    attn=dict(
+                        num_heads=heads[i], window_size=window_size,
+                        dwconv_kernel_size=dwconv_kernel_size, qkv_bias=qkv_bias,
+                        shift_size=window_size // 2 if use_shift and j % 2 else 0,
+                        parallel=parallel, channel_interaction=channel_interaction,
+                        spatial_interaction=spatial_interaction, attn_drop=attn_drop_rate,
+                        drop=drop_rate, act_cfg=act_cfg, norm_cfg=norm_cfg),
+                    mlp_ratio=mlp_ratio, mlp_dwconv=mlp_dwconv, drop=drop_rate,
+                    drop_path=next(drop_paths), act_cfg=act_cfg, norm_cfg=norm_cfg)
+                for j in range(depths[i])
+            ]
+            down = ConvMerging(dim, dims[i + 1]) if i < count - 1 else None
+            stages.append(Stage(blocks, down, with_cp))
+        super().__init__(ConvStem(in_channels, dims[0], patch_size, act_cfg, norm_cfg), stages,
+                         dims, drop_rate, out_indices, out_norm, norm_cfg, frozen_stages, init_cfg)
+        self.norm_eval = norm_eval
+
+    def train(self, mode: bool = True) -> 'MixFormer':
+        """As :meth:`torch.nn.Module.train`; what is frozen stays in eval mode, and with
+        ``norm_eval`` every BatchNorm."""
+        super().train(mode)
+        if self.norm_eval:
+            fix_statistics(self)
+        return self

@@ -1,0 +1,53 @@
+"""Golden cases: outputs of the official implementations for weights that follow from their names."""
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+GOLDEN = Path(__file__).parents[1] / 'data' / 'golden'
+sys.path.insert(0, str(GOLDEN))
+import filler  # noqa: E402
+
+ARGUMENTS = dict(embed_dim='embed_dims')
+OMITTED = ('num_classes', 'drop_path_rate', 'img_size', 'use_layerscale')
+
+
+@dataclass
+class Golden:
+    """One case; ``arguments`` are those of our backbone."""
+    arguments: dict
+    checkpoint: dict[str, Tensor]
+    image: Tensor
+    shapes: list[list[int]]
+    outputs: list[np.ndarray]
+
+    def worst(self, maps: tuple[Tensor, ...]) -> float:
+        """Largest absolute difference to the official maps, of which every 8th channel is kept."""
+        assert [list(m.shape) for m in maps] == self.shapes[:len(maps)]
+        return max(float(np.abs(ours.numpy()[:, ::8] - theirs).max())
+                   for ours, theirs in zip(maps, self.outputs))
+
+
+@pytest.fixture
+def golden():
+    """Loads a case by name."""
+
+    def load(name: str) -> Golden:
+        case = json.loads((GOLDEN / f'{name}.json').read_text())
+        arguments = {ARGUMENTS.get(k, k): v for k, v in case['model'].items() if k not in OMITTED}
+        if case['model'].get('use_layerscale'):
+            arguments['layer_scale_init_value'] = 1e-4
+        arguments['out_norm'] = 'norm0.weight' in case['checkpoint']
+        checkpoint = {name: torch.from_numpy(np.ascontiguousarray(value))
+                      for name, value in filler.state_dict(case['checkpoint']).items()}
+        saved = np.load(GOLDEN / f'{name}.npz')
+        return Golden(arguments, checkpoint,
+                      torch.from_numpy(filler.image(name, case['input_shape'])), case['outputs'],
+                      [saved[f'out{i}'] for i in range(len(case['outputs']))])
+
+    return load

@@ -1,0 +1,278 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+
+from focal_mm.backbones.focalnet import FocalModulation, FocalNet
+from focal_mm.weights import CheckpointError
+
+pytestmark = pytest.mark.stock
+
+CASES = ('focalnet_fl4_flags_small', 'focalnet_tiny_iso', 'focalnet_tiny_lrf_kernels_plus_6_odd_size',
+         'focalnet_tiny_lrf_logits', 'focalnet_tiny_lrf_windows_11_9_9_7',
+         'focalnet_tiny_srf_same_kernels')
+SMALL = dict(arch=dict(embed_dims=8, depths=(1, 1, 2, 1)), focal_levels=2, focal_windows=3)
+
+
+def small(**kwargs) -> FocalNet:
+    torch.manual_seed(0)
+    return FocalNet(**{**SMALL, **kwargs}).eval()
+
+
+def maps(net: FocalNet, *size: int) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return net(torch.randn(2, 3, *size))
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_maps_equal_the_official_ones(golden, name):
+    case = golden(name)
+    net = FocalNet(**case.arguments).eval()
+    net.load_state_dict(case.checkpoint)
+    with torch.no_grad():
+        assert case.worst(net(case.image)) < 2e-4
+
+
+def test_type_resolves_from_the_root_registry():
+    assert isinstance(MODELS.build(dict(type='FocalNet', **SMALL)), FocalNet)
+
+
+@pytest.mark.parametrize('arch', FocalNet.archs)
+def test_every_arch_builds(arch):
+    with torch.device('meta'):
+        net = FocalNet(arch)
+    assert len(net.layers) == (1 if arch.endswith('iso') else 4)
+
+
+# Paper, Tables 1, 3 and 13: classifiers of 1000 classes.
+@pytest.mark.parametrize('arch, millions', [
+    ('tiny_srf', 28.4), ('tiny_lrf', 28.6), ('small_srf', 49.9), ('small_lrf', 50.3),
+    ('base_srf', 88.1), ('base_lrf', 88.7), ('tiny_srf_deep', 25.1), ('small_srf_deep', 38.2),
+    ('base_srf_deep', 85.1), ('tiny_iso', 5.9), ('small_iso', 22.4), ('base_iso', 87.2)])
+def test_parameters_are_the_papers(arch, millions):
+    with torch.device('meta'):
+        net = FocalNet(arch, out_norm=False)
+    width = net.layers[-1].blocks[0].modulation.dim
+    classifier = 2 * width + width * 1000 + 1000
+    count = sum(p.numel() for p in net.parameters()) + classifier
+    assert count / 1e6 == pytest.approx(millions, rel=0.012)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (5, 3), (33, 64), (97, 31)])
+@pytest.mark.parametrize('use_conv_embed', [False, True])
+def test_any_image_size_gives_maps_rounded_up(size, use_conv_embed):
+    outs = maps(small(use_conv_embed=use_conv_embed), *size)
+    for i, out in enumerate(outs):
+        assert out.shape == (2, 8 * 2**i, *(-(-side // (4 * 2**i)) for side in size))
+
+
+def test_out_indices_choose_the_maps():
+    every, some = maps(small(), 32, 32), maps(small(out_indices=(1, 3)), 32, 32)
+    assert [out.shape for out in some] == [every[1].shape, every[3].shape]
+
+
+def test_outputs_without_norm_are_the_raw_maps():
+    net, raw = small(), small(out_norm=False)
+    raw.load_state_dict({k: v for k, v in net.state_dict().items() if k in raw.state_dict()})
+    torch.nn.init.constant_(net.norm0.weight, 2.)
+    normed = F.layer_norm(maps(raw, 32, 32)[0].permute(0, 2, 3, 1), (8, )) * 2
+    torch.testing.assert_close(maps(net, 32, 32)[0].permute(0, 2, 3, 1), normed)
+
+
+def test_gradients_agree_with_finite_differences():
+    net = small(arch=dict(embed_dims=4, depths=(1, 1)), use_postln_in_modulation=True,
+                layer_scale_init_value=0.5).double()
+    image = torch.randn(1, 3, 9, 6, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(net, image)
+
+
+def test_recomputed_blocks_give_the_same_gradients():
+    image, gradients = torch.randn(1, 3, 32, 32), []
+    for with_cp in (False, True):
+        net = small(with_cp=with_cp)
+        sum(out.square().mean() for out in net(image)).backward()
+        gradients.append([p.grad for p in net.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def test_graph_has_no_break():
+    net = small()
+    image = torch.randn(1, 3, 40, 33)
+    compiled = torch.compile(net, backend='eager', fullgraph=True)
+    torch.testing.assert_close(compiled(image), net(image))
+
+
+def test_frozen_stages_survive_train():
+    net = small(frozen_stages=2)
+    assert net.train() is net
+    frozen = [net.patch_embed, net.layers[0], net.layers[1], net.norm0, net.norm1]
+    assert not any(p.requires_grad for m in frozen for p in m.parameters())
+    assert not any(m.training for m in frozen)
+    assert net.layers[2].training and all(p.requires_grad for p in net.layers[2].parameters())
+
+
+def test_drop_path_grows_from_zero_to_its_rate():
+    net = small(drop_path_rate=0.4)
+    rates = [block.drop_path.drop_prob for stage in net.layers for block in stage.blocks]
+    assert rates == pytest.approx([0, .1, .2, .3, .4])
+
+
+# ---- focal modulation, against the formulas of the paper -------------------------------------
+
+
+def by_the_formula(m: FocalModulation, x: torch.Tensor) -> torch.Tensor:
+    """Tables 10 and 11, one formula a variant, in (N, C, H, W)."""
+    levels = m.focal_level
+    q, z, g = m.f(x).permute(0, 3, 1, 2).split((m.dim, m.dim, levels + 1), 1)
+    if m.variant == 'no_gating':
+        g = torch.ones_like(g)
+    zs, act = [], F.gelu
+    for level in range(levels):
+        kernel = 3 + 2 * level
+        if m.variant == 'pooling':
+            z = F.avg_pool2d(z, kernel, 1, kernel // 2, count_include_pad=False)
+        else:
+            weight = m.focal_layers[level][0].weight
+            z = act(F.conv2d(z, weight, padding=kernel // 2, groups=m.dim))
+        zs.append(z)
+    whole = z.mean((2, 3), keepdim=True)
+    zs.append(whole if m.variant == 'pooling' else act(whole))
+    kept = dict(no_global=zs[:-1], top_only=zs[-2:-1]).get(m.variant, zs)
+    first = levels - 1 if m.variant == 'top_only' else 0
+    out = m.h(sum(g[:, first + i:first + i + 1] * level for i, level in enumerate(kept)))
+    out = q + out if m.variant == 'additive' else q * out
+    if m.variant == 'convnet':
+        q_weight, q_bias = m.f.weight[:m.dim, :, None, None], m.f.bias[:m.dim]
+        out = F.conv2d(act(m.h(zs[-2])), q_weight, q_bias)
+    return m.proj(out.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize('variant', FocalModulation.variants)
+def test_variant_follows_its_formula(variant):
+    torch.manual_seed(0)
+    modulation, x = FocalModulation(4, 3, 3, variant=variant), torch.randn(2, 7, 5, 4)
+    torch.testing.assert_close(modulation(x), by_the_formula(modulation, x))
+
+
+def test_variants_share_the_parameters_of_focal_modulation():
+    own = FocalModulation(4, 2, 3).state_dict()
+    for variant in set(FocalModulation.variants) - {'pooling'}:
+        FocalModulation(4, 2, 3, variant=variant).load_state_dict(own)
+
+
+def test_no_focal_level_leaves_the_global_context():
+    m, x = FocalModulation(4, 0, 3), torch.randn(1, 5, 5, 4)
+    q, z, g = m.f(x).split((4, 4, 1), -1)
+    context = F.gelu(z.mean((1, 2), keepdim=True)) * g
+    expected = m.proj(q * m.h(context.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+    torch.testing.assert_close(m(x), expected)
+
+
+def test_gates_and_modulator_are_kept_only_when_asked_for():
+    m, x = FocalModulation(4, 2, 3), torch.randn(1, 5, 6, 4)
+    m(x)
+    assert not hasattr(m, 'gates') and not hasattr(m, 'modulator')
+    m.keep_maps = True
+    m(x)
+    assert m.gates.shape == (1, 5, 6, 3) and m.modulator.shape == (1, 5, 6, 4)
+
+
+# ---- arguments ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (dict(arch='tiny_lfr'), ["unknown arch 'tiny_lfr'", "'tiny_lrf'"]),
+    (dict(arch=dict(embed_dims=8)), ["lacks 'depths'"]),
+    (dict(arch=dict(embed_dim=8, depths=(1, ))), ["unknown key 'embed_dim'"]),
+    (dict(focal_windows=8), ['focal_windows=8', 'odd']),
+    (dict(focal_factor=1), ['focal_factor=1', 'kernel 4 at level 2', 'even factor']),
+    (dict(focal_windows=(9, 9, 9)), ['focal_windows=(9, 9, 9)', '3 values for 4 stages']),
+    (dict(modulation='none'), ["unknown modulation 'none'", 'additive']),
+    (dict(modulation='top_only', focal_levels=0), ['top_only', 'focal_levels=0']),
+    (dict(out_indices=(0, 4)), ['out_indices=(0, 4)', '0 to 3']),
+    (dict(frozen_stages=5), ['frozen_stages=5', '4 (all)']),
+])
+def test_wrong_argument_gives_one_line_with_the_way_out(arguments, words):
+    with pytest.raises(ValueError) as error:
+        FocalNet(**arguments)
+    assert all(word in str(error.value) for word in words) and '\n' not in str(error.value)
+
+
+def test_sizes_beside_an_arch_override_it():
+    net = small(arch='tiny_srf', embed_dims=8, depths=1, focal_levels=(1, 2, 3, 0))
+    assert [len(stage.blocks) for stage in net.layers] == [1, 1, 1, 1]
+    assert [stage.blocks[0].modulation.focal_level for stage in net.layers] == [1, 2, 3, 0]
+
+
+# ---- checkpoints that fit ----------------------------------------------------------------------
+
+
+def test_larger_kernels_compute_what_the_checkpoint_did():
+    net, larger = small(), small(focal_windows=(9, 7, 5, 3))
+    larger.load_state_dict(net.state_dict())
+    torch.testing.assert_close(maps(larger, 40, 24), maps(net, 40, 24))
+
+
+def test_cropping_undoes_padding():
+    net, larger = small(), small(focal_windows=9)
+    larger.load_state_dict(net.state_dict())
+    again = small()
+    again.load_state_dict(larger.state_dict())
+    torch.testing.assert_close(again.state_dict(), net.state_dict())
+
+
+def test_removed_levels_keep_query_context_and_the_global_gate():
+    three, two = FocalModulation(4, 3, 3), FocalModulation(4, 2, 3)
+    two.load_state_dict(three.state_dict())
+    rows = [*range(10), 11]
+    torch.testing.assert_close(two.f.weight, three.f.weight[rows])
+    torch.testing.assert_close(two.f.bias, three.f.bias[rows])
+
+
+def test_added_level_starts_with_a_gate_at_zero():
+    one, three = FocalModulation(4, 1, 3), FocalModulation(4, 3, 3)
+    three.load_state_dict(one.state_dict())
+    assert not three.f.weight[9:11].any() and not three.f.bias[9:11].any()
+    torch.testing.assert_close(three.f.weight[[8, 11]], one.f.weight[[8, 9]])
+
+
+def test_changes_are_logged_once_in_a_line_a_kind(caplog):
+    larger = small(focal_windows=9)
+    from focal_mm.backbones import layers
+    lines = []
+    original, layers.print_log = layers.print_log, lambda text, logger: lines.append(text)
+    try:
+        larger.load_state_dict(small(out_norm=False).state_dict())
+    finally:
+        layers.print_log = original
+    assert sorted(lines) == [
+        '4 output norms not in the checkpoint, left as initialised',
+        '5 kernels zero-padded 3x3 -> 9x9', '5 kernels zero-padded 5x5 -> 11x11']
+
+
+def test_state_dict_passed_in_is_not_changed():
+    state_dict = small().state_dict()
+    small(focal_windows=9).load_state_dict(state_dict)
+    assert state_dict['layers.0.blocks.0.modulation.focal_layers.0.0.weight'].shape[-1] == 3
+
+
+@pytest.mark.parametrize('ours, theirs, words', [
+    (dict(), dict(use_conv_embed=True), ['patch_embed.proj.weight', '7x7', 'use_conv_embed=True']),
+    (dict(use_conv_embed=True), dict(), ['patch_embed.proj.weight', '4x4', 'use_conv_embed=False']),
+    (dict(), dict(embed_dims=16), ['patch_embed.proj.weight', '(16, 3, 4, 4)', '(8, 3, 4, 4)']),
+])
+def test_state_dict_of_another_net_is_refused_and_changes_nothing(ours, theirs, words):
+    net, before = small(**ours), small(**ours).state_dict()
+    with pytest.raises(CheckpointError) as error:
+        net.load_state_dict(small(**theirs).state_dict())
+    assert all(word in str(error.value) for word in words)
+    torch.testing.assert_close(net.state_dict(), before)
+
+
+def test_even_kernel_in_a_checkpoint_is_refused():
+    state_dict = small().state_dict()
+    key = 'layers.0.blocks.0.modulation.focal_layers.0.0.weight'
+    state_dict[key] = torch.zeros(8, 1, 4, 4)
+    with pytest.raises(CheckpointError, match='4x4 kernel'):
+        small().load_state_dict(state_dict)
