@@ -1,0 +1,4 @@
+from .mini import from_scratch, use_mini
+from .shapes import mini_ade20k, mini_coco
+
+__all__ = ['from_scratch', 'mini_ade20k', 'mini_coco', 'use_mini']

@@ -1,0 +1,270 @@
+"""Turning any mmdet or mmseg config into a short run on the mini dataset of its task."""
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from .shapes import GROUND, IMAGE_SIZE, NUM_IMAGES, PALETTE, SHAPES, mini_ade20k, mini_coco
+
+EPOCHS = 2
+BATCH_SIZE = 4
+# A head's time on a CPU grows with its regions; with so few the backbone has the larger share.
+ROIS_PER_IMAGE = 16
+PROPOSALS_PER_IMAGE = 200
+DETECTIONS_PER_IMAGE = 20
+
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+# The keys under which OpenMMLab's transforms and data preprocessors keep sizes in pixels.
+SIZE_KEYS = ('scale', 'scales', 'img_scale', 'img_scales', 'crop_size', 'size', 'border',
+             'random_size_range', 'stride')
+
+
+def is_segmentation(cfg: Config) -> bool:
+    """Whether a config's task is semantic segmentation: its images are packed for mmseg."""
+    return 'PackSegInputs' in _steps(cfg)
+
+
+def _steps(cfg: Config) -> set[str]:
+    return {_name(node) for node in dicts([cfg.get(key) for key in LOADERS])}
+
+
+def dicts(node: Any, seen: set[int] | None = None) -> Iterator[ConfigDict]:
+    """Every dict in a part of a config, itself included, once each: parts may be shared."""
+    seen = set() if seen is None else seen
+    if isinstance(node, dict):
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from dicts(child, seen)
+
+
+def from_scratch(cfg: Config) -> Config:
+    """The same config without published weights.
+
+    ``init_cfg``s of type ``Pretrained``, ``pretrained`` and ``load_from`` go. Nothing may then
+    stay as it was initialised: no stage is frozen and batch norms measure their own statistics.
+
+    Args:
+        cfg (Config): Any OpenMMLab config; it is left as it is.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.load_from = None
+    for node in list(dicts(cfg.model)):
+        if _is_pretrained(node.get('init_cfg')):
+            del node.init_cfg
+        if node.get('pretrained') is not None:
+            node.pretrained = None
+        if 'frozen_stages' in node:
+            node.frozen_stages = -1
+        if 'norm_eval' in node:
+            node.norm_eval = False
+    return cfg
+
+
+def use_mini(cfg: Config) -> Config:
+    """The same model, losses and pipelines, trained on a mini dataset in minutes on a CPU.
+
+    What changes: the datasets (detection and instance segmentation: ``mini_coco``; semantic
+    segmentation: ``mini_ade20k``) and their metrics; the number of classes; every image scale
+    and crop, so that the shorter test side is 128 pixels and the others are not far from it; the
+    numbers of sampled regions, proposals and detections; the batch size, the length of the
+    schedule with its warm-up and steps in proportion, and the learning rate that goes with them.
+    Weights are those of :func:`from_scratch`, and the seed is fixed.
+
+    Args:
+        cfg (Config): Any config for mmdet or mmseg; it is left as it is.
+
+    Raises:
+        ValueError: If there is no mini dataset for the config's task.
+    """
+    cfg = from_scratch(cfg)
+    if is_segmentation(cfg):
+        classes = (*SHAPES, GROUND)
+        _use_ade20k(cfg, classes)
+    elif 'PackDetInputs' in _steps(cfg) and 'LoadPanopticAnnotations' not in _steps(cfg):
+        classes = SHAPES
+        _use_coco(cfg, classes)
+    else:
+        raise ValueError('--mini has data for detection, instance segmentation (mmdet) and '
+                         f'semantic segmentation (mmseg), and none for {cfg.filename}')
+    _shrink_images(cfg)
+    _set_num_classes(cfg.model, len(classes))
+    _sample_fewer_regions(cfg.model)
+    _shorten_schedule(cfg)
+    cfg.setdefault('randomness', dict(seed=0))
+    return cfg
+
+
+def datasets_of(loader: ConfigDict) -> Iterator[ConfigDict]:
+    """The datasets that a data loader reads in the end, out of all that wraps them."""
+    for node in dicts(loader):
+        if 'pipeline' in node and 'dataset' not in node and 'datasets' not in node:
+            yield node
+
+
+def _name(node: ConfigDict) -> str:
+    """The type that a dict builds, without its scope: a string, or a class in newer configs."""
+    name = node.get('type', '')
+    return name.rsplit('.')[-1] if isinstance(name, str) else name.__name__
+
+
+def _is_pretrained(init_cfg: Any) -> bool:
+    return any(_name(node) in ('Pretrained', 'PretrainedInit') for node in dicts(init_cfg))
+
+
+def _replace(dataset: ConfigDict, **fields: Any) -> None:
+    """Makes a dataset another one, with the pipeline and the filter that it had."""
+    kept = {key: dataset[key] for key in ('pipeline', 'filter_cfg', 'test_mode')
+            if key in dataset}
+    dataset.clear()
+    dataset.update(kept, **fields)
+
+
+def _use_coco(cfg: Config, classes: tuple[str, ...]) -> None:
+    root = f'{mini_coco()}/'
+    masks = any(node.get('with_mask') for node in dicts(cfg.get('train_dataloader')))
+    for key in LOADERS:
+        split = 'train2017' if key == 'train_dataloader' else 'val2017'
+        for dataset in list(datasets_of(cfg.get(key))):
+            prefix = dict(img=f'{split}/')
+            if 'seg' in dataset.get('data_prefix', {}):
+                prefix['seg'] = f'stuffthingmaps/{split}/'
+            _replace(dataset, type='mmdet.CocoDataset', data_root=root,
+                     ann_file=f'annotations/instances_{split}.json', data_prefix=prefix,
+                     metainfo=dict(classes=classes, palette=PALETTE[:len(classes)]))
+    for key in ('val_evaluator', 'test_evaluator'):
+        if cfg.get(key) is not None:
+            cfg[key] = dict(type='mmdet.CocoMetric',
+                            ann_file=f'{root}annotations/instances_val2017.json',
+                            metric=['bbox', 'segm'] if masks else ['bbox'])
+
+
+def _use_ade20k(cfg: Config, classes: tuple[str, ...]) -> None:
+    root = str(mini_ade20k())
+    for key in LOADERS:
+        split = 'training' if key == 'train_dataloader' else 'validation'
+        for dataset in list(datasets_of(cfg.get(key))):
+            # mmseg's own ADE20KDataset allows no other classes than its 150.
+            _replace(dataset, type='mmseg.BaseSegDataset', data_root=root,
+                     data_prefix=dict(img_path=f'images/{split}',
+                                      seg_map_path=f'annotations/{split}'),
+                     reduce_zero_label=True, metainfo=dict(classes=classes, palette=PALETTE))
+    for node in dicts([cfg.get(key) for key in LOADERS]):
+        if node.get('reduce_zero_label') is not None:
+            node.reduce_zero_label = True
+    for key in ('val_evaluator', 'test_evaluator'):
+        if cfg.get(key) is not None:
+            cfg[key] = dict(type='mmseg.IoUMetric', iou_metrics=['mIoU'])
+
+
+def _shrink_images(cfg: Config) -> None:
+    scales = [node.scale for node in dicts(cfg.get('val_dataloader'))
+              if isinstance(node.get('scale'), (list, tuple))]
+    whole = min(scales[0]) if scales else IMAGE_SIZE
+
+    def shrink(size: Any) -> Any:
+        if isinstance(size, (list, tuple)):
+            return type(size)(map(shrink, size))
+        if not isinstance(size, int) or abs(size) < 32:  # ratios, or strides and counts
+            return size
+        # The fourth root draws the sizes together: two epochs are too short to learn objects at
+        # twice the size, which a range of 480 to 800 with a crop asks for.
+        # What is below zero is cut off a mosaic of images, and has to stay half of one.
+        return round(IMAGE_SIZE * ((size / whole)**0.25 if size > 0 else size / whole))
+
+    sized = [*(cfg.get(key) for key in LOADERS), cfg.get('tta_pipeline'),
+             cfg.get('custom_hooks'), cfg.model.get('data_preprocessor')]
+    # The window that mmseg slides over an image is in test_cfg, beside nothing else in pixels.
+    for node in [*dicts(sized), cfg.model.get('test_cfg') or ConfigDict()]:
+        node.update({key: shrink(node[key]) for key in SIZE_KEYS if key in node})
+
+
+def _set_num_classes(node: Any, classes: int, old: int | None = None) -> None:
+    """Sets the number of classes of every head, and cuts weights given class by class."""
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            _set_num_classes(child, classes, old)
+    if not isinstance(node, dict):
+        return
+    for key in ('num_things_classes', 'num_classes'):
+        if isinstance(node.get(key), int):
+            old, node[key] = node[key], classes
+    weights = node.get('class_weight')
+    if isinstance(weights, (list, tuple)) and old is not None and len(weights) >= old:
+        node.class_weight = [*weights[:classes], *weights[old:]]  # the last may be 'no object'
+    for key, child in node.items():
+        if key != 'rpn_head':  # which tells objects from background, whatever the classes
+            _set_num_classes(child, classes, old)
+
+
+def _sample_fewer_regions(model: ConfigDict) -> None:
+    for node in dicts(model.get('train_cfg', {}).get('rcnn')):
+        if 'num' in node.get('sampler', {}):
+            node.sampler.num = min(node.sampler.num, ROIS_PER_IMAGE)
+    for node in dicts(model):  # Sparse R-CNN learns its regions, and samples none
+        if 'num_proposals' in node:
+            node.num_proposals = min(node.num_proposals, ROIS_PER_IMAGE)
+    limits = [(model.get('train_cfg', {}).get('rpn_proposal'), PROPOSALS_PER_IMAGE),
+              (model.get('test_cfg', {}).get('rpn'), PROPOSALS_PER_IMAGE),
+              (model.get('test_cfg', {}).get('rcnn'), DETECTIONS_PER_IMAGE)]
+    for node, limit in limits:
+        if node and 'max_per_img' in node:
+            node.max_per_img = min(node.max_per_img, limit)
+
+
+def _shorten_schedule(cfg: Config) -> None:
+    iterations = EPOCHS * math.ceil(NUM_IMAGES['train'] / BATCH_SIZE)
+    by_epoch = 'max_epochs' in cfg.train_cfg
+    length = cfg.train_cfg.max_epochs if by_epoch else cfg.train_cfg.max_iters
+    end = EPOCHS if by_epoch else iterations
+    cfg.train_cfg.update({'max_epochs' if by_epoch else 'max_iters': end, 'val_interval': end})
+    cfg.train_cfg.pop('dynamic_intervals', None)
+    _squeeze_schedulers(cfg, iterations, length if by_epoch else None)
+
+    for node in dicts(cfg.train_dataloader):
+        if 'times' in node:  # RepeatDataset
+            node.times = 1
+    cfg.train_dataloader.batch_size = BATCH_SIZE
+    if 'auto_scale_lr' in cfg:
+        cfg.auto_scale_lr.base_batch_size = BATCH_SIZE
+    for key in LOADERS:
+        if cfg.get(key) is not None:
+            cfg[key].update(num_workers=0, persistent_workers=False)
+            cfg[key].pop('prefetch_factor', None)
+
+    optimizer = cfg.optim_wrapper.optimizer
+    optimizer.lr = 0.01 if _name(optimizer) == 'SGD' else 3e-4
+    if _name(optimizer) in ('Adam', 'AdamW'):
+        optimizer.fused = True  # a third of a step's time on a CPU
+    cfg.default_hooks.logger.interval = 4
+    cfg.default_hooks.checkpoint.update(interval=end, max_keep_ckpts=1)
+
+
+def _squeeze_schedulers(cfg: Config, iterations: int, epochs: int | None) -> None:
+    """Fits the learning rate's schedule into so many iterations, counting nothing in epochs."""
+    schedulers = list(dicts(cfg.get('param_scheduler')))
+    counts_epochs = [s.get('by_epoch', True) for s in schedulers]
+    in_iterations = [s for s, yes in zip(schedulers, counts_epochs) if not yes]
+    warm_ups = [s.end for s in in_iterations
+                if _name(s) in ('LinearLR', 'ConstantLR') and s.get('begin', 0) == 0]
+    span = max((s.get('end', 0) for s in in_iterations), default=0)
+
+    def squeeze(time: Any, in_epochs: bool) -> Any:
+        if isinstance(time, (list, tuple)):
+            return [squeeze(t, in_epochs) for t in time]
+        if time in warm_ups and not in_epochs:
+            return iterations // 10  # in proportion it would be less than one iteration
+        return round(time * iterations / (epochs if in_epochs else span))
+
+    for scheduler, in_epochs in zip(schedulers, counts_epochs):
+        for key in ('begin', 'end', 'milestones', 'T_max', 'total_iters', 'step_size', 'periods'):
+            if key in scheduler:
+                scheduler[key] = squeeze(scheduler[key], in_epochs)
+        scheduler.by_epoch = False
+        scheduler.pop('convert_to_iter_based', None)

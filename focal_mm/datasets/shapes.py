@@ -1,0 +1,243 @@
+"""Mini datasets of drawn shapes, in the layouts of COCO and of ADE20K.
+
+They let every detector and segmentor train, evaluate and draw on a CPU in minutes, without a
+download. Bright circles, squares and triangles, whose colours hint at the shape, overlap on dull
+ground; some images hold a crowd of small shapes, some nothing at all.
+"""
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..weights.zoo import cache_dir
+
+SHAPES = ('circle', 'square', 'triangle')
+GROUND = 'ground'
+PALETTE = [(66, 133, 244), (234, 67, 53), (52, 168, 83), (160, 160, 160)]
+
+IMAGE_SIZE = 128
+NUM_IMAGES = {'train': 288, 'val': 32}
+# Raise it whenever a drawn pixel or a written byte changes: caches of other versions are left be.
+VERSION = 1
+
+
+@dataclass
+class Scene:
+    """One drawn image and all that is known about it.
+
+    Attributes:
+        image (ndarray): RGB pixels, (H, W, 3) uint8.
+        masks (list[ndarray]): What can be seen of each object, (H, W) bool; no two overlap.
+        labels (list[int]): For each object, its index in ``SHAPES``.
+        crowd (ndarray): The region of a crowd, (H, W) bool; all False without one.
+        crowd_label (int): The index in ``SHAPES`` of the crowd's members.
+    """
+    image: np.ndarray
+    masks: list[np.ndarray]
+    labels: list[int]
+    crowd: np.ndarray
+    crowd_label: int
+
+
+def mini_coco(root: str | Path | None = None, seed: int = 0) -> Path:
+    """The mini dataset in COCO's layout, drawn on first use.
+
+    ``annotations/instances_{train,val}2017.json`` with boxes and polygons, a crowd region as
+    run lengths, ``{train,val}2017/*.jpg``, and ``stuffthingmaps/{train,val}2017/*.png`` for
+    heads that want semantic maps too (0 to 2 are the shapes, 255 all else).
+
+    Args:
+        root (str or Path, optional): The folder to hold the dataset. Default: a folder in the
+            cache of ``focal_mm``.
+        seed (int): What the images are drawn from: equal seeds give equal files.
+
+    Returns:
+        Path: The folder, whole: it appears at once or not at all, also when several processes ask.
+    """
+    return _once(root, f'mini_coco-v{VERSION}-seed{seed}', lambda to: _write_coco(to, seed))
+
+
+def mini_ade20k(root: str | Path | None = None, seed: int = 0) -> Path:
+    """The mini dataset in ADE20K's layout, drawn on first use.
+
+    ``images/{training,validation}/*.jpg`` and ``annotations/{training,validation}/*.png``, whose
+    values are 1 to 3 for the shapes, 4 for the ground and 0, unlabelled, for a crowd.
+
+    Args:
+        root (str or Path, optional): The folder to hold the dataset. Default: a folder in the
+            cache of ``focal_mm``.
+        seed (int): What the images are drawn from: equal seeds give equal files.
+
+    Returns:
+        Path: The folder, whole: it appears at once or not at all, also when several processes ask.
+    """
+    return _once(root, f'mini_ade20k-v{VERSION}-seed{seed}', lambda to: _write_ade20k(to, seed))
+
+
+def _once(root: str | Path | None, name: str, write: Callable[[Path], None]) -> Path:
+    root = Path(root) if root else cache_dir() / name
+    if root.is_dir():
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
+    try:
+        write(draft)
+        draft.chmod(0o755)  # mkdtemp's folders are closed to others
+        os.rename(draft, root)
+    except OSError:
+        if not root.is_dir():  # else another process was quicker, and drew the same
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return root
+
+
+def draw_scene(seed: int, split: str, index: int) -> Scene:
+    """Draws one image: of every 16 the last is empty, and of every 8 the fourth holds a crowd."""
+    # RandomState, because numpy keeps its stream for ever and may change that of Generator.
+    random = np.random.RandomState([seed, list(NUM_IMAGES).index(split), index])
+    image = _ground(random)
+    crowd, crowd_label = np.zeros(image.shape[:2], bool), random.randint(len(SHAPES))
+    if index % 8 == 3:
+        crowd = _draw_crowd(image, random, crowd_label)
+    whole, masks, labels = [], [], []
+    for _ in range(0 if index % 16 == 15 else random.randint(3, 8)):
+        label = random.randint(len(SHAPES))
+        mask = _shape(random, label, centre=random.uniform(16, IMAGE_SIZE - 16, 2),
+                      radius=random.uniform(18, 32))
+        left = [other & ~mask for other in masks]
+        if not all(_recognisable(*pair) for pair in zip([*left, mask], [*whole, mask])):
+            continue
+        image[mask] = _colour(random, label)
+        whole, masks, labels = [*whole, mask], [*left, mask], [*labels, label]
+        crowd &= ~mask
+    noise = random.randint(-12, 13, image.shape)
+    image = (image + noise).clip(0, 255).astype(np.uint8)
+    return Scene(image, masks, labels, crowd, crowd_label)
+
+
+def _ground(random: np.random.RandomState) -> np.ndarray:
+    """Soft blotches around one dull colour, (H, W, 3)."""
+    tint = random.randint(70, 130) + random.randint(-10, 11, 3)
+    blotches = Image.fromarray((tint + random.randint(-15, 16, (5, 5, 3))).astype(np.uint8))
+    return np.array(blotches.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+
+
+def _colour(random: np.random.RandomState, label: int) -> np.ndarray:
+    """A bright colour whose strongest channel hints at the shape, as colours of real things do."""
+    colour = random.randint(0, 90, 3)
+    colour[(2, 0, 1)[label]] = random.randint(205, 256)
+    return colour
+
+
+def _shape(random: np.random.RandomState, label: int, centre: np.ndarray,
+           radius: float) -> np.ndarray:
+    """The pixels of a shape, (H, W) bool, turned a little."""
+    corners, first = ((40, 0), (4, np.pi / 4), (3, -np.pi / 2))[label]
+    angles = random.uniform(-0.3, 0.3) + first + 2 * np.pi * np.arange(corners) / corners
+    outline = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    mask = Image.new('1', (IMAGE_SIZE, IMAGE_SIZE))
+    ImageDraw.Draw(mask).polygon([tuple(point) for point in outline.round().tolist()], fill=1)
+    return np.array(mask)
+
+
+def _draw_crowd(image: np.ndarray, random: np.random.RandomState, label: int) -> np.ndarray:
+    """Draws small shapes close together; returns their region, (H, W) bool."""
+    region = np.zeros(image.shape[:2], np.uint8)
+    middle = random.uniform(32, IMAGE_SIZE - 32, 2)
+    for _ in range(14):
+        mask = _shape(random, label, middle + random.uniform(-20, 20, 2), radius=5)
+        image[mask] = _colour(random, label)
+        region[mask] = 1
+    return cv2.dilate(region, np.ones((5, 5), np.uint8)).astype(bool)
+
+
+def _recognisable(visible: np.ndarray, whole: np.ndarray) -> bool:
+    """Whether most of a shape is seen, in one piece and without a hole, as one polygon is."""
+    pieces, _ = cv2.findContours(visible.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    return len(pieces) == 1 and visible.sum() > max(0.6 * whole.sum(), 200)
+
+
+def _polygon(mask: np.ndarray) -> list[float]:
+    """The outline of a mask in one piece, as COCO's x1, y1, x2, y2, ... in pixels."""
+    # A contour runs through the centres of its pixels. On a finer grid that is nearly the edge.
+    fine = 4
+    enlarged = np.kron(mask, np.ones((fine, fine), np.uint8)).astype(np.uint8)
+    (contour,), _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    contour = cv2.approxPolyDP(contour, epsilon=0.5 * fine, closed=True)
+    return ((contour.reshape(-1) + 0.5) / fine).tolist()
+
+
+def _box(mask: np.ndarray) -> list[int]:
+    """COCO's x, y, width, height in pixels."""
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    return [int(columns[0]), int(rows[0]),
+            int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
+
+
+def _run_lengths(mask: np.ndarray) -> dict:
+    """COCO's uncompressed run-length encoding: down the columns, zeros first."""
+    pixels = np.concatenate([[False], mask.T.reshape(-1)])
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1])
+    counts = np.diff([0, *changes, mask.size])
+    return dict(counts=counts.tolist(), size=list(mask.shape))
+
+
+def _write_coco(root: Path, seed: int) -> None:
+    (root / 'annotations').mkdir()
+    for split, count in NUM_IMAGES.items():
+        images = root / f'{split}2017'
+        semantic_maps = root / 'stuffthingmaps' / f'{split}2017'
+        images.mkdir()
+        semantic_maps.mkdir(parents=True)
+        annotations = []
+        for index in range(count):
+            scene = draw_scene(seed, split, index)
+            _save_photograph(scene.image, images / f'{index + 1:012}.jpg')
+            semantic = np.full(scene.image.shape[:2], 255, np.uint8)
+            for mask, label in zip(scene.masks, scene.labels):
+                semantic[mask] = label
+                annotations.append(dict(
+                    image_id=index + 1, category_id=label + 1, iscrowd=0, bbox=_box(mask),
+                    area=int(mask.sum()), segmentation=[_polygon(mask)]))
+            if scene.crowd.any():
+                annotations.append(dict(
+                    image_id=index + 1, category_id=scene.crowd_label + 1, iscrowd=1,
+                    bbox=_box(scene.crowd), area=int(scene.crowd.sum()),
+                    segmentation=_run_lengths(scene.crowd)))
+            Image.fromarray(semantic).save(semantic_maps / f'{index + 1:012}.png')
+        content = dict(
+            info=dict(description='focal_mm mini dataset of shapes', version=VERSION, seed=seed),
+            licenses=[],
+            categories=[dict(id=i + 1, name=name, supercategory='shape')
+                        for i, name in enumerate(SHAPES)],
+            images=[dict(id=i + 1, file_name=f'{i + 1:012}.jpg', width=IMAGE_SIZE,
+                         height=IMAGE_SIZE) for i in range(count)],
+            annotations=[dict(id=i + 1, **fields) for i, fields in enumerate(annotations)])
+        (root / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(content))
+
+
+def _write_ade20k(root: Path, seed: int) -> None:
+    for (split, count), folder in zip(NUM_IMAGES.items(), ('training', 'validation')):
+        (root / 'images' / folder).mkdir(parents=True)
+        (root / 'annotations' / folder).mkdir(parents=True)
+        for index in range(count):
+            scene = draw_scene(seed, split, index)
+            labels = np.full(scene.image.shape[:2], len(SHAPES) + 1, np.uint8)
+            labels[scene.crowd] = 0
+            for mask, label in zip(scene.masks, scene.labels):
+                labels[mask] = label + 1
+            name = f'ADE_{split}_{index + 1:08}'
+            _save_photograph(scene.image, root / 'images' / folder / f'{name}.jpg')
+            Image.fromarray(labels).save(root / 'annotations' / folder / f'{name}.png')
+
+
+def _save_photograph(image: np.ndarray, path: Path) -> None:
+    Image.fromarray(image).save(path, quality=95, subsampling=0)
