@@ -1,0 +1,7 @@
+_base_ = './focalnet_t_1x.py'
+
+model = dict(
+    backbone=dict(
+        arch='small_lrf',
+        drop_path_rate=0.2,
+        init_cfg=dict(checkpoint='focal://focalnet_small_lrf_in1k')))

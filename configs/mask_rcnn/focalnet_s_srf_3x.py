@@ -1,0 +1,6 @@
+_base_ = './focalnet_s_3x.py'
+
+model = dict(
+    backbone=dict(
+        arch='small_srf',
+        init_cfg=dict(checkpoint='focal://focalnet_small_srf_in1k')))

@@ -1,0 +1,4 @@
+_base_ = [
+    '../_base_/models/mask_rcnn_focalnet.py', '../_base_/datasets/coco_instance_ms.py',
+    '../_base_/schedules/adamw_1x.py', '../_base_/default_runtime.py'
+]
