@@ -1,0 +1,34 @@
+"""Test a checkpoint of a config of mmdet or mmseg."""
+from focal_mm.engine import (ArgumentParser, build_runner, check_files, draw_predictions,
+                             dump_predictions, load_config, one_line_errors, use_tta)
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('checkpoint', help='a file, or an address')
+    parser.add_argument('--out', help='keep the predictions: a .pkl file for mmdet, a folder of '
+                        'label images for mmseg')
+    parser.add_argument('--show', action='store_true', help='show the predictions in windows')
+    parser.add_argument('--show-dir', help='draw the predictions into files; mmdet puts a '
+                        'relative folder below the work folder')
+    parser.add_argument('--wait-time', type=float, default=2,
+                        help='seconds that a window stays; default: %(default)s')
+    parser.add_argument('--tta', action='store_true', help="augment as in the config's "
+                        'tta_pipeline, else by a flip')
+    args = parser.parse_args()
+    with one_line_errors():
+        cfg = load_config(args.config, args.work_dir, args.mini, launcher=args.launcher,
+                          options=args.cfg_options)
+        cfg.load_from = args.checkpoint
+        check_files(cfg, 'test_dataloader')
+        if args.show or args.show_dir:
+            draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
+        if args.out:
+            dump_predictions(cfg, args.out)
+        if args.tta:
+            use_tta(cfg)
+        build_runner(cfg).test()
+
+
+if __name__ == '__main__':
+    main()

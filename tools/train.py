@@ -1,0 +1,28 @@
+"""Train a model from a config of mmdet or mmseg."""
+from focal_mm.engine import (ArgumentParser, build_runner, check_files, load_config,
+                             one_line_errors, resume, scale_lr)
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument('--from-scratch', action='store_true',
+                        help='start from random weights, not from the published ones')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help='go on from a checkpoint, by default the last in the work folder')
+    parser.add_argument('--amp', action='store_true', help='mixed precision (on a GPU)')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help='adapt the learning rate to the total batch size')
+    args = parser.parse_args()
+    with one_line_errors():
+        cfg = load_config(args.config, args.work_dir, args.mini, args.from_scratch, args.amp,
+                          args.launcher, args.cfg_options)
+        if args.resume:
+            resume(cfg, args.resume)
+        if args.auto_scale_lr:
+            scale_lr(cfg)
+        check_files(cfg, 'train_dataloader', 'val_dataloader')
+        build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
