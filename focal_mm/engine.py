@@ -1,5 +1,6 @@
 """What the tools share: from a command line to a runner, and mistakes answered in one line."""
 import argparse
+import atexit
 import difflib
 import os
 import sys
@@ -16,7 +17,7 @@ from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch.distributed import init_process_group
+from torch.distributed import destroy_process_group, init_process_group
 
 from .datasets.mini import datasets_of, dicts, from_scratch, is_segmentation, use_mini
 
@@ -281,4 +282,6 @@ def build_runner(cfg: Config) -> Runner:
     """The runner of a config, of its own ``runner_type`` if it names one."""
     if cfg.launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
         init_process_group('gloo')  # mmengine would set a CUDA device first
+        # Left to the interpreter's end, the group's threads now and then abort the process.
+        atexit.register(destroy_process_group)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
