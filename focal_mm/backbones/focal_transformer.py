@@ -5,7 +5,7 @@ Sections, equations and tables below are the paper's. What the paper calls the f
 s_w is the side of a sub-window here, and its focal region size s_r is ``focal_windows``, as in
 the official code.
 """
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product, repeat
 
@@ -100,9 +100,9 @@ def gather_plan(height: int, width: int, window_size: int, expand_size: int, foc
         device (torch.device): That of the result.
 
     Returns:
-        tuple: For each window its keys, shape (windows, keys), its own tokens first; what to add
-        to their scores, shape (windows, 1 or window_size^2, keys), or None for nothing; and for
-        each token of the map its number among the windows' own, shape (height * width).
+        tuple: For each window its own tokens, shape (windows, window_size^2); its keys, shape
+        (windows, keys), which begin with them; what to add to the scores, shape (windows, 1 or
+        window_size^2, keys), or None for nothing; and what :func:`way_home` returns.
     """
     rows, cols = ((n + window_size - 1) // window_size for n in (height, width))
     row, col = (torch.arange(n, device=device)[:, None] for n in (rows, cols))
@@ -132,17 +132,178 @@ def gather_plan(height: int, width: int, window_size: int, expand_size: int, foc
         area = (2 * y[:, None] + x).flatten()[own]
         apart = (area[:, None] != area[:, :, None]) * MASKED
         mask = mask + F.pad(apart, (0, keys.shape[1] - window_size**2))
-    y, x = (torch.arange(n, device=device) - shift for n in (height, width))
-    home = own.flatten().argsort()[((y % high)[:, None] * wide + x % wide).flatten()]
-    return keys, mask, home
+    return own, keys, mask, way_home(own, height, width, high, wide, shift)
 
 
-# A plan is the same for all blocks of a stage, and for all images of one size. Outside inference
-# mode, for training may meet it next.
-_kept_plan = lru_cache(maxsize=16)(torch.inference_mode(False)(gather_plan))
+def way_home(own: Tensor, height: int, width: int, high: int, wide: int, shift: int) -> Tensor:
+    """For each token of a height x width map its number among the windows' own tokens, shape
+    (height * width), where these are of the map padded to high x wide and then shifted."""
+    y, x = (torch.arange(n, device=own.device) - shift for n in (height, width))
+    return own.flatten().argsort()[((y % high)[:, None] * wide + x % wide).flatten()]
 
 
-class FocalAttention(FittedModule):
+def nearest_plan(height: int, width: int, window_size: int, topk: int, levels: int, shift: int,
+                 device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which tokens each window attends to in the faster version: of each map those nearest to the
+    token in the middle of the window.
+
+    Args:
+        height (int): That of the map before padding.
+        width (int): That of the map before padding.
+        window_size (int): Side of a window.
+        topk (int): Tokens of each map.
+        levels (int): Pooled maps, 0 or 1.
+        shift (int): By how many tokens the map has been shifted up and to the left.
+        device (torch.device): That of the result.
+
+    Returns:
+        tuple: As of :func:`gather_plan`, but that the keys have the order of their distances, and
+        the third shows how far they are from the middle of the window: the number of that offset
+        in :meth:`NearestAttention.position_bias`, shape (windows, 1, keys).
+    """
+    rows, cols = ((n + window_size - 1) // window_size for n in (height, width))
+    high, wide = rows * window_size, cols * window_size
+    own = torch.arange(high * wide).view(rows, window_size, cols, window_size)
+    own = own.transpose(1, 2).reshape(rows * cols, window_size**2)
+    keys, places = [], []
+    for level in range(levels + 1):
+        # Sides of the map, and tokens from a window to the next and from a key to the next.
+        tall, broad, stride, unit = (rows, cols, 1, window_size) if level else (
+            high, wide, window_size, 1)
+        y, x = (torch.arange(n)[:, None] * stride + stride // 2 - torch.arange(side)
+                for n, side in ((rows, tall), (cols, broad)))
+        # Where some of equally distant tokens have to be left out, which ones is up to topk. It is
+        # given what the official code gives it, on the CPU like there, to leave out the same.
+        nearest = [
+            (-(part[:, None, :, None].float()**2 + x[:, None].float()**2).sqrt())
+            .flatten(2).flatten(0, 1).topk(min(topk, tall * broad)).indices
+            for part in ([y] if torch.compiler.is_compiling() else y.split(1))]
+        key = torch.cat(nearest)
+        window = torch.arange(rows * cols)[:, None]
+        down = y[window // cols, key // broad] * unit + high - 1
+        right = x[window % cols, key % broad] * unit + wide - 1
+        places.append((level * (2 * high - 1) + down) * (2 * wide - 1) + right)
+        keys.append(level * high * wide + key)
+    keys, places = torch.cat(keys, -1), torch.cat(places, -1)[:, None]
+    home = way_home(own, height, width, high, wide, shift)
+    return own.to(device), keys.to(device), places.to(device), home.to(device)
+
+
+def _kept(plan: Callable) -> Callable:
+    """A plan is the same for all blocks of a stage and all images of one size, so it is made once;
+    outside inference mode, for training may meet it next."""
+    kept = lru_cache(maxsize=16)(torch.inference_mode(False)(plan))
+    return lambda *args: (plan if torch.compiler.is_compiling() else kept)(*args)
+
+
+_kept_gather_plan, _kept_nearest_plan = _kept(gather_plan), _kept(nearest_plan)
+
+
+class WindowAttention(nn.Module):
+    """What both versions of focal attention share: the queries of each window attend to the keys
+    that a plan gathers for it.
+
+    Args:
+        dim (int): Channels C.
+        num_heads (int): Attention heads; they divide C.
+        window_size (int): Side of a window.
+        qkv_bias (bool): Bias of the query, key and value projection.
+        attn_drop (float): Dropout rate of the attention weights.
+        proj_drop (float): Dropout rate of the output.
+
+    Raises:
+        ValueError: If the heads don't divide C.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, qkv_bias: bool,
+                 attn_drop: float, proj_drop: float) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f'FocalTransformer: {num_heads} num_heads do not divide {dim} '
+                             'channels; give a divisor')
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.attn_drop = attn_drop
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, maps: Sequence[Tensor], height: int, width: int, shift: int = 0) -> Tensor:
+        """Attends from the first map to all.
+
+        Args:
+            maps (Sequence[Tensor]): The map, zero-padded to whole windows, shape (N, H', W', C),
+                and its pooled maps, finest last: map k has 2^k x 2^k tokens a window.
+            height (int): That of the map before padding.
+            width (int): That of the map before padding.
+            shift (int): By how many tokens the padded map has been rolled up and to the left.
+
+        Returns:
+            Tensor: Shape (N, height, width, C), rolled back and without the padding.
+        """
+        batch, high, wide, dim = maps[0].shape
+        own, keys, places, home = self.plan(height, width, shift, maps[0].device)
+        tokens = torch.cat([level.flatten(1, 2) for level in maps], 1)
+        # From here on the images of a batch are one row of windows, and of tokens.
+        image = torch.arange(batch, device=tokens.device)[:, None]
+        home = image * own.numel() + home
+        own, keys = ((image[..., None] * tokens.shape[1] + part).flatten(0, 1)
+                     for part in (own, keys))
+        tokens = tokens.flatten(0, 1)
+
+        weight = self.qkv.weight.split((dim, 2 * dim))
+        bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split((dim, 2 * dim))
+        query = F.linear(F.embedding(own, tokens), weight[0], bias[0])
+        query = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        places = None if places is None else places.repeat(batch, 1, 1)
+        shared = (F.linear(tokens, weight[1], bias[1]), self.position_bias(high, wide).to(query))
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            out = self._attend(query, keys, places, *shared)
+        else:
+            # All windows together gather many times the map; so many at a time stay in the cache.
+            parts = (query.split(64), keys.split(64),
+                     repeat(None) if places is None else places.split(64))
+            out = torch.cat([self._attend(*part, *shared) for part in zip(*parts)])
+        out = F.embedding(home, out.transpose(1, 2).reshape(-1, dim))
+        return self.proj_drop(self.proj(out)).unflatten(1, (height, width))
+
+    def _attend(self, query: Tensor, keys: Tensor, places: Tensor | None, key_value: Tensor,
+                bias: Tensor) -> Tensor:
+        """Each window's queries to its keys.
+
+        Args:
+            query (Tensor): Shape (windows, num_heads, window_size^2, C / num_heads).
+            keys (Tensor): Rows of ``key_value``, shape (windows, keys).
+            places (Tensor or None): What the plan knows of each window's keys beside.
+            key_value (Tensor): Shape (tokens, 2 * C).
+            bias (Tensor): As :meth:`position_bias` gives it.
+
+        Returns:
+            Tensor: Of the shape of ``query``.
+        """
+        # An embedding gathers rows as indexing does, and its gradient is faster.
+        gathered = F.embedding(keys, key_value).unflatten(-1, (2, self.num_heads, -1))
+        key, value = gathered.permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(
+            query, key, value, self.score_bias(bias, places),
+            self.attn_drop if self.training else 0.)
+
+    def plan(self, height: int, width: int, shift: int, device: torch.device
+             ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """The plan for a map of this size."""
+        raise NotImplementedError
+
+    def position_bias(self, high: int, wide: int) -> Tensor:
+        """The learned biases of a high x wide map, which all windows share."""
+        raise NotImplementedError
+
+    def score_bias(self, bias: Tensor, places: Tensor | None) -> Tensor:
+        """What is added to the scores of some windows, for their places in the plan: broadcasts
+        to (windows, num_heads, window_size^2, keys)."""
+        raise NotImplementedError
+
+
+class FocalAttention(WindowAttention, FittedModule):
     r"""Window-wise focal attention, section 3.2.1 and Figure 4.
 
     The tokens of a window attend to the window, to the tokens round it, and to sub-windows near
@@ -174,26 +335,16 @@ class FocalAttention(FittedModule):
     def __init__(self, dim: int, num_heads: int, window_size: int = 7, expand_size: int = 0,
                  focal_window: int = 1, pooled_levels: int = 0, qkv_bias: bool = True,
                  attn_drop: float = 0., proj_drop: float = 0.) -> None:
-        super().__init__()
-        if dim % num_heads:
-            raise ValueError(f'FocalTransformer: {num_heads} num_heads do not divide {dim} '
-                             'channels; give a divisor')
+        super().__init__(dim, num_heads, window_size, qkv_bias, attn_drop, proj_drop)
         if not 0 <= expand_size < window_size:
             raise ValueError(f'FocalTransformer: expand_sizes={expand_size} with window_size='
                              f'{window_size}; choose from 0 to {window_size - 1}')
         if focal_window < 1 or focal_window % 2 == 0:
             raise ValueError(f'FocalTransformer: focal_windows={focal_window}; a region has its '
                              'window in the middle: give an odd number')
-        self.num_heads = num_heads
-        self.window_size = window_size
         self.expand_size = expand_size
         self.focal_window = focal_window
         self.pooled_levels = pooled_levels
-
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.attn_drop = attn_drop
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
 
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window_size - 1)**2, num_heads))
@@ -214,71 +365,18 @@ class FocalAttention(FittedModule):
                                  relative_index(window_size, region), persistent=False)
         self.relative_position_bias_table_to_windows = nn.ParameterList(tables)
 
-    def forward(self, maps: Sequence[Tensor], height: int, width: int, shift: int = 0) -> Tensor:
-        """Attends from the first map to all.
+    def plan(self, height: int, width: int, shift: int, device: torch.device
+             ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """See :func:`gather_plan`."""
+        return _kept_gather_plan(height, width, self.window_size, self.expand_size,
+                                 self.focal_window, self.pooled_levels, shift, device)
 
-        Args:
-            maps (Sequence[Tensor]): The map, zero-padded to whole windows, shape (N, H', W', C),
-                and its pooled maps, finest last: map k has 2^k x 2^k tokens a window.
-            height (int): That of the map before padding.
-            width (int): That of the map before padding.
-            shift (int): By how many tokens the padded map has been rolled up and to the left.
+    def score_bias(self, bias: Tensor, places: Tensor | None) -> Tensor:
+        """The biases, and the mask of the plan for all heads."""
+        return bias if places is None else bias + places[:, None].to(bias)
 
-        Returns:
-            Tensor: Shape (N, height, width, C), rolled back and without the padding.
-        """
-        batch, *_, dim = maps[0].shape
-        area = self.window_size**2
-        plan = gather_plan if torch.compiler.is_compiling() else _kept_plan
-        keys, mask, home = plan(height, width, self.window_size, self.expand_size,
-                                self.focal_window, self.pooled_levels, shift, maps[0].device)
-        tokens = torch.cat([level.flatten(1, 2) for level in maps], 1)
-        # From here on the images of a batch are one row of windows, and of tokens.
-        image = torch.arange(batch, device=tokens.device)[:, None]
-        home = image * (keys.shape[0] * area) + home
-        keys = (image[..., None] * tokens.shape[1] + keys).flatten(0, 1)
-        tokens = tokens.flatten(0, 1)
-
-        weight = self.qkv.weight.split((dim, 2 * dim))
-        bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split((dim, 2 * dim))
-        query = F.linear(F.embedding(keys[:, :area], tokens), weight[0], bias[0])
-        query = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        mask = None if mask is None else mask.to(query).repeat(batch, 1, 1)
-        shared = (F.linear(tokens, weight[1], bias[1]), self.position_bias().to(query))
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            out = self._attend(query, keys, mask, *shared)
-        else:
-            # All windows together gather many times the map; so many at a time stay in the cache.
-            parts = (query.split(64), keys.split(64),
-                     repeat(None) if mask is None else mask.split(64))
-            out = torch.cat([self._attend(*part, *shared) for part in zip(*parts)])
-        out = F.embedding(home, out.transpose(1, 2).reshape(-1, dim))
-        return self.proj_drop(self.proj(out)).unflatten(1, (height, width))
-
-    def _attend(self, query: Tensor, keys: Tensor, mask: Tensor | None, key_value: Tensor,
-                bias: Tensor) -> Tensor:
-        """Each window's queries to its keys.
-
-        Args:
-            query (Tensor): Shape (windows, num_heads, window_size^2, C / num_heads).
-            keys (Tensor): Rows of ``key_value``, shape (windows, keys).
-            mask (Tensor or None): Added to the scores of all heads, shape (windows, 1 or
-                window_size^2, keys).
-            key_value (Tensor): Shape (tokens, 2 * C).
-            bias (Tensor): Shape (1, num_heads, window_size^2, keys).
-
-        Returns:
-            Tensor: Of the shape of ``query``.
-        """
-        # An embedding gathers rows as indexing does, and its gradient is faster.
-        gathered = F.embedding(keys, key_value).unflatten(-1, (2, self.num_heads, -1))
-        key, value = gathered.permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(
-            query, key, value, bias if mask is None else bias + mask[:, None],
-            self.attn_drop if self.training else 0.)
-
-    def position_bias(self) -> Tensor:
-        """B of Eq. 3: shape (1, num_heads, window_size^2, keys)."""
+    def position_bias(self, high: int, wide: int) -> Tensor:
+        """B of Eq. 3, whatever the map's size: shape (1, num_heads, window_size^2, keys)."""
         biases = [self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)]
         if self.expand_size:
             biases.append(self.relative_position_bias_table_to_neighbors[0])
@@ -310,6 +408,65 @@ class FocalAttention(FittedModule):
             self.changes[f'{noun} bias table', f'interpolated {" -> ".join(sizes)}'] += 1
 
 
+class NearestAttention(WindowAttention):
+    """The attention of the authors' faster version (focal_transformer_v2.py of
+    microsoft/Focal-Transformer, which no paper describes).
+
+    The tokens of a window attend to the tokens nearest to its middle, and to the nearest windows,
+    each pooled to one token. B of Eq. 3 comes from a small network that is given how far the key
+    is from the query, in tokens. The number of tokens depends neither on the map's size nor on its
+    borders, so nothing wraps around and nothing is masked, shifted windows included.
+
+    Args:
+        dim (int): Channels C.
+        num_heads (int): Attention heads; they divide C.
+        window_size (int): Side of a window. Default: 7.
+        topk (int): Tokens of each map that are attended to. Default: 128.
+        pooled_levels (int): 1: windows are attended to; 0: only tokens. Default: 0.
+        qkv_bias (bool): Bias of the query, key and value projection. Default: True.
+        attn_drop (float): Dropout rate of the attention weights. Default: 0.
+        proj_drop (float): Dropout rate of the output. Default: 0.
+
+    Raises:
+        ValueError: If the heads don't divide C, or there are more pooled levels.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int = 7, topk: int = 128,
+                 pooled_levels: int = 0, qkv_bias: bool = True, attn_drop: float = 0.,
+                 proj_drop: float = 0.) -> None:
+        super().__init__(dim, num_heads, window_size, qkv_bias, attn_drop, proj_drop)
+        if pooled_levels > 1:
+            raise ValueError(f'FocalTransformer: focal_levels={pooled_levels + 1} with focal_topk; '
+                             'the official code takes wrong tokens from a third level: choose 1 '
+                             'or 2')
+        self.topk = topk
+        self.pooled_levels = pooled_levels
+        self.coord2rpb_all = nn.ModuleList(
+            nn.Sequential(nn.Linear(2, dim // num_heads), nn.ReLU(),
+                          nn.Linear(dim // num_heads, num_heads))
+            for _ in range(pooled_levels + 1))
+
+    def plan(self, height: int, width: int, shift: int, device: torch.device
+             ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See :func:`nearest_plan`."""
+        return _kept_nearest_plan(height, width, self.window_size, self.topk, self.pooled_levels,
+                                  shift, device)
+
+    def position_bias(self, high: int, wide: int) -> Tensor:
+        """B by how far down and to the right of the key the query is: shape (1 + pooled_levels,
+        2 * high - 1, 2 * wide - 1, num_heads), no distance in the middle."""
+        weight = self.coord2rpb_all[0][0].weight
+        down, right = (torch.arange(1 - side, side).to(weight) for side in (high, wide))
+        offsets = torch.stack(torch.meshgrid(down, right, indexing='ij'), -1)
+        return torch.stack([network(offsets) for network in self.coord2rpb_all])
+
+    def score_bias(self, bias: Tensor, places: Tensor) -> Tensor:
+        """The biases of the plan's numbers, from each query's own place."""
+        query = torch.arange(self.window_size, device=places.device) - self.window_size // 2
+        places = places + (query[:, None] * bias.shape[2] + query).flatten()[:, None]
+        return F.embedding(places, bias.flatten(0, 2)).permute(0, 3, 1, 2)
+
+
 class FocalTransformerBlock(BaseModule):
     """Focal attention and an MLP, each with a norm and a shortcut.
 
@@ -322,6 +479,9 @@ class FocalTransformerBlock(BaseModule):
         focal_window (int): Side of the region of the first pooled map. Default: 1.
         focal_pool (str): How sub-windows are pooled: a method of :class:`SubWindowPool`, or
             ``'none'`` for the fine level alone. Default: ``'fc'``.
+        focal_topk (int or None): Tokens of each level that :class:`NearestAttention` attends to,
+            whatever ``expand_size`` and ``focal_window`` are. None: :class:`FocalAttention`.
+            Default: None.
         shift_size (int): By how many tokens windows are shifted. Default: 0.
         mlp_ratio (float): Hidden channels of the MLP, as a multiple of C. Default: 4.
         qkv_bias (bool): Bias of the query, key and value projection. Default: True.
@@ -339,8 +499,9 @@ class FocalTransformerBlock(BaseModule):
 
     def __init__(self, dim: int, num_heads: int, window_size: int = 7, expand_size: int = 0,
                  focal_level: int = 1, focal_window: int = 1, focal_pool: str = 'fc',
-                 shift_size: int = 0, mlp_ratio: float = 4., qkv_bias: bool = True,
-                 drop: float = 0., attn_drop: float = 0., drop_path: float = 0.,
+                 focal_topk: int | None = None, shift_size: int = 0, mlp_ratio: float = 4.,
+                 qkv_bias: bool = True, drop: float = 0., attn_drop: float = 0.,
+                 drop_path: float = 0.,
                  layer_scale_init_value: float | None = None,
                  act_cfg: dict = dict(type='GELU'), norm_cfg: dict = dict(type='LN')) -> None:
         super().__init__()
@@ -358,8 +519,12 @@ class FocalTransformerBlock(BaseModule):
         self.pool_layers = nn.ModuleList(
             SubWindowPool(dim, window_size >> level, focal_pool) for level in range(levels))
         self.norm1 = build_norm_layer(norm_cfg, dim)[1]
-        self.attn = FocalAttention(dim, num_heads, window_size, expand_size, focal_window, levels,
-                                   qkv_bias, attn_drop, drop)
+        if focal_topk is None:
+            self.attn = FocalAttention(dim, num_heads, window_size, expand_size, focal_window,
+                                       levels, qkv_bias, attn_drop, drop)
+        else:
+            self.attn = NearestAttention(dim, num_heads, window_size, focal_topk, levels, qkv_bias,
+                                         attn_drop, drop)
         self.drop_path = DropPath(drop_path)
         self.norm2 = build_norm_layer(norm_cfg, dim)[1]
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop)
@@ -409,12 +574,13 @@ class PreNormPatchEmbed(PatchEmbed):
         return super().forward(self.pre_norm(x))
 
 
-def _arch(embed_dims: int, depths: tuple[int, ...], use_conv_embed: bool) -> dict:
+def _arch(embed_dims: int, depths: tuple[int, ...], use_conv_embed: bool,
+          focal_topk: int | None) -> dict:
     """Heads have 32 channels, and levels and regions are the same in all of Table 1."""
     return dict(embed_dims=embed_dims, depths=depths,
                 num_heads=tuple(embed_dims // 32 * 2**i for i in range(len(depths))),
                 focal_levels=2, focal_windows=(7, 5, 3, 1), expand_sizes=(3, 3, 3, 0),
-                use_conv_embed=use_conv_embed)
+                use_conv_embed=use_conv_embed, focal_topk=focal_topk)
 
 
 @MODELS.register_module()
@@ -438,6 +604,8 @@ class FocalTransformer(StagedBackbone):
               have 246.6 M (254.7 M). In mmdet's HTC and DyHead 255.3 M (263.0 M) and 214.1 M
               (221.9 M), for 265 M and 229 M in Table 5.
             - the same with ``_conv``: overlapped patch embedding.
+            - ``fast_tiny``, ``fast_small``, ``fast_base``: the authors' faster version, with
+              :class:`NearestAttention` and overlapped patch embedding.
         embed_dims (int, optional): Channels of the first stage, doubled from stage to stage.
         depths (int or Sequence[int], optional): Blocks of each stage (Table 9). This and the other
             sizes override the arch's; an int stands for equal stages.
@@ -452,6 +620,8 @@ class FocalTransformer(StagedBackbone):
             attends to token by token. 0: none (Figure 5, window and global).
         focal_pool (str): How sub-windows are pooled, see :class:`SubWindowPool`; ``'none'`` leaves
             the pooled maps out. Default: ``'fc'``.
+        focal_topk (int, optional): Tokens of each level that a window attends to in the faster
+            version, where ``focal_windows`` and ``expand_sizes`` have no meaning.
         use_conv_embed (bool, optional): Overlapped patch embedding.
         use_shift (bool): Shifts the windows of every other block (Table 8), where the map is
             larger than a window. Default: False.
@@ -483,15 +653,18 @@ class FocalTransformer(StagedBackbone):
     """
 
     archs: dict[str, dict] = {
-        name + suffix: _arch(embed_dims, depths, use_conv_embed)
+        template.format(name): _arch(embed_dims, depths, *kind)
+        for template, *kind in (('{}', False, None), ('{}_conv', True, None),
+                                ('fast_{}', True, 128))
         for name, embed_dims, depths in (
             ('tiny', 96, (2, 2, 6, 2)), ('small', 96, (2, 2, 18, 2)),
             ('base', 128, (2, 2, 18, 2)), ('large', 192, (2, 2, 18, 2)))
-        for suffix, use_conv_embed in (('', False), ('_conv', True))
+        if (template, name) != ('fast_{}', 'large')
     }
 
     # What the official code stores and its sizes determine.
-    _stored_constants = ('relative_position_index', 'valid_ind_', 'attn_mask')
+    _stored_constants = ('relative_position_index', 'valid_ind_', 'attn_mask', 'topk_cloest_',
+                         'window_coords')
 
     def __init__(self,
                  arch: str | dict = 'tiny',
@@ -503,6 +676,7 @@ class FocalTransformer(StagedBackbone):
                  focal_windows: int | Sequence[int] | None = None,
                  expand_sizes: int | Sequence[int] | None = None,
                  focal_pool: str = 'fc',
+                 focal_topk: int | None = None,
                  use_conv_embed: bool | None = None,
                  use_shift: bool = False,
                  use_pre_norm: bool = False,
@@ -525,7 +699,8 @@ class FocalTransformer(StagedBackbone):
         sizes = resolve_arch(
             'FocalTransformer', self.archs, arch, embed_dims=embed_dims, depths=depths,
             num_heads=num_heads, focal_levels=focal_levels, focal_windows=focal_windows,
-            expand_sizes=expand_sizes, use_conv_embed=use_conv_embed)
+            expand_sizes=expand_sizes, focal_topk=focal_topk,
+            use_conv_embed=use_conv_embed)
         depths = sizes['depths']
         count = len(depths)
         heads, levels, windows, expand = (
@@ -541,6 +716,7 @@ class FocalTransformer(StagedBackbone):
             blocks = [
                 FocalTransformerBlock(
                     dim, heads[i], window_size, expand[i], levels[i], windows[i], focal_pool,
+                    sizes['focal_topk'],
                     shift_size=window_size // 2 if use_shift and number % 2 else 0,
                     mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop=drop_rate,
                     attn_drop=attn_drop_rate, drop_path=next(drop_paths),

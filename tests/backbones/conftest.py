@@ -13,7 +13,7 @@ GOLDEN = Path(__file__).parents[1] / 'data' / 'golden'
 sys.path.insert(0, str(GOLDEN))
 import filler  # noqa: E402
 
-ARGUMENTS = dict(embed_dim='embed_dims')
+ARGUMENTS = dict(embed_dim='embed_dims', focal_topK='focal_topk')
 OMITTED = ('num_classes', 'drop_path_rate', 'img_size', 'use_layerscale')
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from focal_mm.backbones.focal_transformer import (FocalAttention, FocalTransformer,
-                                                  FocalTransformerBlock, SubWindowPool)
+                                                  FocalTransformerBlock, NearestAttention,
+                                                  SubWindowPool, WindowAttention)
 from focal_mm.weights import CheckpointError
 from focal_mm.weights.resize import fit_neighbour_bias, fit_position_bias, surroundings
 
@@ -16,6 +17,9 @@ pytestmark = pytest.mark.stock
 
 SMALL = dict(arch=dict(embed_dims=8, depths=(1, 2)), num_heads=(1, 2), window_size=4,
              focal_levels=(3, 2), focal_windows=(5, 3), expand_sizes=(1, 3))
+
+
+FAST = dict(focal_topk=30, focal_levels=2)
 
 
 def small(**kwargs) -> FocalTransformer:
@@ -30,7 +34,7 @@ def maps(net: FocalTransformer, *size: int, batch: int = 1) -> tuple[Tensor, ...
 
 
 @pytest.mark.parametrize('name', ['focal_tiny_224', 'focal_tiny_256x320',
-                                  'focal_tiny_regions_15_13_9_7'])
+                                  'focal_tiny_regions_15_13_9_7', 'focal_fast_tiny_224'])
 def test_maps_equal_the_official_ones(golden, name):
     case = golden(name)
     net = FocalTransformer(**case.arguments).eval()
@@ -43,11 +47,13 @@ def test_type_resolves_from_the_root_registry():
     assert isinstance(MODELS.build(dict(type='FocalTransformer', **SMALL)), FocalTransformer)
 
 
-# Tables 2 and 9; the authors' README for the overlapped embedding: classifiers of 1000 classes.
+# Tables 2 and 9; the authors' README for the overlapped embedding and the
+# faster version: classifiers of 1000 classes.
 @pytest.mark.parametrize('arguments, millions', [
     (dict(arch='tiny'), 28.9), (dict(arch='small'), 51.1), (dict(arch='base'), 89.8),
     (dict(arch='tiny_conv'), 30.8), (dict(arch='small_conv'), 53.1),
     (dict(arch='base_conv'), 93.3),
+    (dict(arch='fast_tiny'), 30.2), (dict(arch='fast_small'), 51.5), (dict(arch='fast_base'), 91.2),
     (dict(depths=2), 21.7), (dict(depths=(2, 2, 4, 2)), 25.4)])
 def test_parameters_are_the_papers(arguments, millions):
     with torch.device('meta'):
@@ -58,9 +64,9 @@ def test_parameters_are_the_papers(arguments, millions):
 
 
 @pytest.mark.parametrize('size', [(1, 1), (5, 3), (33, 64), (97, 31)])
-@pytest.mark.parametrize('use_conv_embed', [False, True])
-def test_any_image_size_gives_maps_rounded_up(size, use_conv_embed):
-    outs = maps(small(use_conv_embed=use_conv_embed), *size, batch=2)
+@pytest.mark.parametrize('arguments', [{}, dict(use_conv_embed=True), FAST])
+def test_any_image_size_gives_maps_rounded_up(size, arguments):
+    outs = maps(small(**arguments), *size, batch=2)
     for i, out in enumerate(outs):
         assert out.shape == (2, 8 * 2**i, *(-(-side // (4 * 2**i)) for side in size))
 
@@ -73,17 +79,19 @@ def test_images_of_a_batch_do_not_see_each_other():
         torch.testing.assert_close(ours[1:], alone)
 
 
-def test_with_and_without_gradients_the_maps_are_the_same():
-    net = small()
+@pytest.mark.parametrize('version', [{}, FAST])
+def test_with_and_without_gradients_the_maps_are_the_same(version):
+    net = small(**version)
     outs = net(torch.randn(1, 3, 150, 150, generator=torch.Generator().manual_seed(1)))
     torch.manual_seed(1)
     torch.testing.assert_close(maps(net, 150, 150), outs)
 
 
-def test_gradients_agree_with_finite_differences():
+@pytest.mark.parametrize('focal_topk', [None, 5])
+def test_gradients_agree_with_finite_differences(focal_topk):
     net = small(arch=dict(embed_dims=4, depths=(2, )), num_heads=2, window_size=2,
-                focal_levels=2, focal_windows=3, expand_sizes=1, use_shift=True,
-                layer_scale_init_value=0.5).double()
+                focal_levels=2, focal_windows=3, expand_sizes=1, focal_topk=focal_topk,
+                use_shift=True, layer_scale_init_value=0.5).double()
     names, values = zip(*net.named_parameters())
 
     def outputs(image: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
@@ -110,15 +118,18 @@ def test_training_can_follow_inference_mode():
     assert net.patch_embed.proj.weight.grad.any()
 
 
-def test_graph_has_no_break():
-    net, image = small(use_shift=True), torch.randn(1, 3, 40, 52)
+@pytest.mark.parametrize('version', [{}, FAST])
+def test_graph_has_no_break(version):
+    net, image = small(use_shift=True, **version), torch.randn(1, 3, 40, 52)
     compiled = torch.compile(net, backend='eager', fullgraph=True)
     torch.testing.assert_close(compiled(image), net(image))
 
 
-def test_exported_net_takes_other_sizes():
-    net, other = small(arch=dict(embed_dims=8, depths=(1, )), num_heads=1, focal_levels=3,
-                       focal_windows=3, expand_sizes=1), torch.randn(1, 3, 64, 96)
+@pytest.mark.parametrize('version', [dict(focal_levels=3), FAST])
+def test_exported_net_takes_other_sizes(version):
+    net = small(arch=dict(embed_dims=8, depths=(1, )), num_heads=1, focal_windows=3,
+                expand_sizes=1, **version)
+    other = torch.randn(1, 3, 64, 96)
     sizes = {2: torch.export.Dim('height', min=40), 3: torch.export.Dim('width', min=40)}
     exported = torch.export.export(net, (torch.randn(1, 3, 50, 70), ), dynamic_shapes=(sizes, ))
     torch.testing.assert_close(exported.module()(other), net(other))
@@ -178,7 +189,7 @@ def by_definition(attn: FocalAttention, levels: list[Tensor], shift: int) -> Ten
     return attn.proj(out)
 
 
-def query_scale(attn: FocalAttention) -> float:
+def query_scale(attn: WindowAttention) -> float:
     return (attn.proj.in_features // attn.num_heads)**-0.5
 
 
@@ -193,6 +204,30 @@ def test_attention_follows_its_definition(expand_size, pooled_levels, shift):
     levels += [torch.randn(1, 2 * 2**k, 3 * 2**k, 4, dtype=torch.double)
                for k in range(pooled_levels)]
     expected = by_definition(attn, levels, shift).roll((shift, shift), (1, 2))
+    torch.testing.assert_close(attn(levels, 5, 7, shift), expected[:, :5, :7])
+
+
+@pytest.mark.parametrize('pooled_levels, shift', [(0, 0), (1, 0), (1, 1)])
+def test_nearest_attention_follows_its_definition(pooled_levels, shift):
+    # 9 of 13 tokens no farther than 2 from a middle: those no farther than 1.5; 6 windows are all.
+    attn = NearestAttention(4, 2, window_size=3, topk=9, pooled_levels=pooled_levels).double()
+    levels = [torch.randn(1, 6, 9, 4, dtype=torch.double)]
+    levels += [torch.randn(1, 2, 3, 4, dtype=torch.double)] * pooled_levels
+    query, key, value = attn.qkv(levels[0][0]).unflatten(-1, (3, 2, -1)).unbind(2)
+    pooled = attn.qkv(levels[-1][0]).unflatten(-1, (3, 2, -1))
+    out = torch.empty_like(levels[0])
+    for y, x in product(range(6), range(9)):
+        row, col = y // 3, x // 3
+        found = [(key[a, b], value[a, b], attn.coord2rpb_all[0](torch.tensor([y - a, x - b]).double()))
+                 for a, b in product(range(3 * row, 3 * row + 3), range(3 * col, 3 * col + 3))]
+        for a, b in product(range(2), range(3)) if pooled_levels else ():
+            offset = torch.tensor([y - 3 * a - 1, x - 3 * b - 1]).double()
+            found.append((*pooled[a, b, 1:], attn.coord2rpb_all[1](offset)))
+        scores = torch.stack([(query[y, x] * query_scale(attn) * k).sum(-1) + bias
+                              for k, _, bias in found])
+        values = torch.stack([v for _, v, _ in found])
+        out[0, y, x] = (scores.softmax(0)[..., None] * values).sum(0).flatten()
+    expected = attn.proj(out).roll((shift, shift), (1, 2))
     torch.testing.assert_close(attn(levels, 5, 7, shift), expected[:, :5, :7])
 
 
@@ -243,6 +278,7 @@ def test_max_pooling_takes_the_largest():
     (dict(focal_windows=4), ['focal_windows=4', 'odd']),
     (dict(focal_levels=0), ['focal_levels=0', '1 to 4']),
     (dict(focal_levels=5), ['focal_levels=5', 'window_size=7', '1 to 4']),
+    (dict(focal_levels=3, focal_topk=9), ['focal_levels=3', 'focal_topk', '1 or 2']),
     (dict(focal_pool='avg'), ["unknown focal_pool 'avg'", 'mean']),
 ])
 def test_wrong_argument_gives_one_line_with_the_way_out(arguments, words):
@@ -329,7 +365,8 @@ def test_constants_of_the_official_code_are_left_out():
     net, state_dict = small(), small().state_dict()
     block = 'layers.0.blocks.0.'
     for name in ('attn_mask', 'attn.relative_position_index', 'attn.relative_position_index_1',
-                 'attn.valid_ind_rolled', 'attn.valid_ind_unfold_1'):
+                 'attn.valid_ind_rolled', 'attn.valid_ind_unfold_1', 'attn.window_coords',
+                 'attn.topk_cloest_indice_0', 'attn.topk_cloest_coords_1'):
         state_dict[block + name] = torch.zeros(3)
     net.load_state_dict(state_dict)
 
