@@ -9,6 +9,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from torch import nn
 
 import focal_mm  # noqa: F401
 from focal_mm.weights import ZOO
@@ -19,6 +20,10 @@ CONFIGS = sorted(p.relative_to(ROOT / 'configs').as_posix()
                  for p in (ROOT / 'configs').glob('[!_]*/*.py'))
 TABLES = json.loads((Path(__file__).parent / 'data' / 'tables.json').read_text())
 ROWS = {row['backbone']: row for row in TABLES['detection'] if row['method'] == 'mask_rcnn'}
+FOCALNETS, FOCAL_TRANSFORMERS, MIXFORMERS = (
+    [name for name in CONFIGS if name.startswith(f'mask_rcnn/{family}_')]
+    for family in ('focalnet', 'focal', 'mixformer'))
+ONE_SCALE = [name for name in FOCAL_TRANSFORMERS + MIXFORMERS if '_1x' in name]
 
 
 @cache
@@ -28,7 +33,7 @@ def load(name: str) -> Config:
     return cfg
 
 
-def build(cfg: Config) -> torch.nn.Module:
+def build(cfg: Config) -> nn.Module:
     with torch.device('meta'):
         return MODELS.build(cfg.model)
 
@@ -44,15 +49,16 @@ def test_parameters_are_the_papers(name):
     if row not in ROWS:
         pytest.skip('the paper does not give its size')
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    assert millions == pytest.approx(ROWS[row]['params_M'], rel=0.012)
+    size = ROWS[row]['params_M']
+    rounding = dict(abs=0.5) if isinstance(size, int) else dict(rel=0.012)
+    assert millions == pytest.approx(size, **rounding)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_recipe_is_the_papers(name):
-    """FocalNet paper, section 4.2; the deeper tiny net as in the official config."""
-    cfg, (row, schedule) = load(name), row_and_schedule(name)
+def test_optimizer_and_schedule_are_the_papers(name):
+    """FocalNet paper, section 4.2, and the official configs; the other families share them."""
+    cfg, (_, schedule) = load(name), row_and_schedule(name)
     optimizer, epochs = cfg.optim_wrapper.optimizer, dict([('1x', 12), ('3x', 36)])[schedule]
-    rates = dict([('1x', dict(t=0.1, s=0.2, b=0.3)), ('3x', dict(t=0.3, s=0.5, b=0.5))])[schedule]
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert optimizer == dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
     assert cfg.auto_scale_lr.base_batch_size == 16 == 8 * cfg.train_dataloader.batch_size
@@ -60,32 +66,72 @@ def test_recipe_is_the_papers(name):
     assert cfg.param_scheduler[0] == dict(
         type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500)
     assert cfg.param_scheduler[1].milestones == dict([('1x', [9, 11]), ('3x', [27, 33])])[schedule]
-    assert cfg.model.backbone.focal_windows == 9
-    assert cfg.model.backbone.drop_path_rate == (
+
+
+@pytest.mark.parametrize('name', FOCALNETS)
+def test_focalnet_is_the_papers(name):
+    """Section 4.2; the deeper tiny net as in the official config."""
+    backbone, (row, schedule) = load(name).model.backbone, row_and_schedule(name)
+    rates = dict([('1x', dict(t=0.1, s=0.2, b=0.3)), ('3x', dict(t=0.3, s=0.5, b=0.5))])[schedule]
+    assert backbone.focal_windows == 9
+    assert backbone.drop_path_rate == (
         0.2 if row == 'focalnet_t_deep' else rates[row.split('_')[1]])
+
+
+@pytest.mark.parametrize('name', FOCAL_TRANSFORMERS)
+def test_focal_transformer_is_the_papers(name):
+    """Section 4.2."""
+    backbone, (row, _) = load(name).model.backbone, row_and_schedule(name)
+    assert tuple(backbone.focal_windows) == (15, 13, 9, 7)
+    assert backbone.drop_path_rate == dict(t=0.2, s=0.3, b=0.5)[row.removeprefix('focal_')]
+
+
+@pytest.mark.parametrize('name', MIXFORMERS)
+def test_mixformer_has_the_stochastic_depth_of_its_arch(name):
+    backbone, (row, _) = build(load(name)).backbone, row_and_schedule(name)
+    rates = dict(b1=0, b2=0.05, b3=0.1, b4=0.2)
+    assert backbone.layers[-1].blocks[-1].drop_path.drop_prob == rates[row.split('_')[1]]
+
+
+@pytest.mark.parametrize('name', MIXFORMERS)
+def test_mixformer_keeps_the_statistics_of_imagenet(name):
+    assert load(name).model.backbone.norm_eval
 
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_weights_are_those_of_the_arch(name):
     backbone = load(name).model.backbone
+    family = dict(FocalNet='focalnet', FocalTransformer='focal', MixFormer='mixformer')
     weights = backbone.init_cfg.checkpoint.removeprefix('focal://')
-    assert weights in ZOO and weights == f'focalnet_{backbone.arch}_in1k'
+    assert weights in ZOO and weights == f'{family[backbone.type]}_{backbone.arch}_in1k'
 
 
-def test_norms_and_position_biases_do_not_decay():
-    cfg = load('mask_rcnn/focalnet_t_1x.py')
+@pytest.mark.parametrize('name', ['focalnet_t_1x', 'focal_t_1x', 'mixformer_b1_1x'])
+def test_norms_and_position_biases_do_not_decay(name):
+    cfg = load(f'mask_rcnn/{name}.py')
     model = build(cfg)
-    model.relative_position_bias_table = torch.nn.Parameter(torch.zeros(1))
     wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
     decays = {id(group['params'][0]): group['weight_decay']
               for group in wrapper.optimizer.param_groups}
+    norms = {id(parameter) for module in model.modules()
+             if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d))
+             for parameter in module.parameters()}
     for name, parameter in model.named_parameters():
-        free = 'norm' in name or name == 'relative_position_bias_table'
+        free = id(parameter) in norms or 'relative_position_bias_table' in name
         assert decays[id(parameter)] == (0 if free else 0.05), name
 
 
-def test_training_images_are_resized_as_in_sparse_rcnn():
-    resize, crop = load('mask_rcnn/focalnet_t_1x.py').train_pipeline[3].transforms
+@pytest.mark.parametrize('name', ONE_SCALE)
+def test_training_images_have_one_scale(name):
+    """Focal Transformer paper and MixFormer paper, section 4.2."""
+    pipeline = load(name).train_dataloader.dataset.pipeline
+    assert [step for step in pipeline if 'Resize' in step.type] == [
+        dict(type='Resize', scale=(1333, 800), keep_ratio=True)]
+
+
+@pytest.mark.parametrize('name', sorted(set(CONFIGS) - set(ONE_SCALE)))
+def test_training_images_are_resized_as_in_sparse_rcnn(name):
+    resize, crop = load(name).train_dataloader.dataset.pipeline[3].transforms
     sides = [(side, 1333) for side in range(480, 801, 32)]
     assert resize[0].scales == sides == crop[2].scales
     assert crop[0].scales == [(400, 1333), (500, 1333), (600, 1333)]
