@@ -90,6 +90,18 @@ def fix_statistics(module: nn.Module) -> None:
             child.eval()
 
 
+def log_changes(backbone: nn.Module, _: object) -> None:
+    """Reports in one line a kind what loading has changed within a backbone, whose hook after
+    loading this is."""
+    changes: Counter = Counter()
+    for module in backbone.modules():
+        if isinstance(module, FittedModule):
+            changes += module.changes
+            module.changes.clear()
+    for (noun, what), count in changes.items():
+        print_log(f'{count} {noun}{"s" * (count > 1)} {what}', logger='current')
+
+
 class Mlp(BaseModule):
     """Two linear layers with an activation between, on the last axis.
 
@@ -225,7 +237,7 @@ class StagedBackbone(BaseModule, FittedModule):
         if out_norm:
             for i in self.out_indices:
                 self.add_module(f'norm{i}', build_norm_layer(norm_cfg, dims[i])[1])
-        self.register_load_state_dict_post_hook(self._log_changes)
+        self.register_load_state_dict_post_hook(log_changes)
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -308,13 +320,3 @@ class StagedBackbone(BaseModule, FittedModule):
             if key.startswith(prefix) and key not in own:
                 raise CheckpointError(f'{key} is not in the {type(self).__name__} that was built; '
                                       'build it as the checkpoint was')
-
-    @staticmethod
-    def _log_changes(module: nn.Module, _) -> None:
-        changes: Counter = Counter()
-        for child in module.modules():
-            if isinstance(child, FittedModule):
-                changes += child.changes
-                child.changes.clear()
-        for (noun, what), count in changes.items():
-            print_log(f'{count} {noun}{"s" * (count > 1)} {what}', logger='current')

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..weights.resize import FittedModule
-from .layers import Stage, StagedBackbone, fix_statistics
+from .layers import Stage, fix_statistics, log_changes
 from .mixformer import ConvMerging, MixingBlock
 
 
@@ -50,7 +50,7 @@ class MixingConvNet(BaseModule, FittedModule):
         self.stage = Stage([MixingBlock(dim, attn, drop_path=rate)
                             for rate in np.linspace(0, drop_path_rate, num_blocks).tolist()],
                            None, with_cp)
-        self.register_load_state_dict_post_hook(StagedBackbone._log_changes)
+        self.register_load_state_dict_post_hook(log_changes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> maps of ``out_indices``, (N, C_i, ~H / 2**(i + 2), ~W / 2**(i + 2))."""
