@@ -88,7 +88,7 @@ def test_focal_transformer_is_the_papers(name):
 
 @pytest.mark.parametrize('name', MIXFORMERS)
 def test_mixformer_has_the_stochastic_depth_of_its_arch(name):
-    backbone, (row, _) = build(load(name)).backbone, row_and_schedule(name)
+    backbone, (row, _) = MODELS.build(load(name).model.backbone), row_and_schedule(name)
     rates = dict(b1=0, b2=0.05, b3=0.1, b4=0.2)
     assert backbone.layers[-1].blocks[-1].drop_path.drop_prob == rates[row.split('_')[1]]
 
@@ -160,4 +160,5 @@ def test_config_of_the_readme_builds(tmp_path):
     (tmp_path / 'mine.py').write_text(code)
     cfg = Config.fromfile(tmp_path / 'mine.py')
     init_default_scope(cfg.default_scope)
-    assert build(cfg).backbone.layers[0].blocks[0].modulation.focal_layers[0][0].kernel_size == (9, 9)
+    modulation = build(cfg).backbone.layers[0].blocks[0].modulation
+    assert modulation.focal_layers[0][0].kernel_size == (9, 9)
