@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..weights.zoo import cache_dir
+from ..cache import cache_dir
 
 SHAPES = ('circle', 'square', 'triangle')
 GROUND = 'ground'

@@ -13,65 +13,93 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..cache import whole_file
 from .paddle import read_pdparams, to_torch
 from .resize import CheckpointError
 
-# Renaming rules: pattern, replacement. Whose they are shows in two names that only they have.
-_TIMM = (
-    (r'^stem\.', 'patch_embed.'),
-    # timm steps down at the start of a stage, the official code at the end of the one before.
-    (r'^layers\.(\d+)\.downsample\.', lambda m: f'layers.{int(m[1]) - 1}.downsample.'),
-    (r'\.ls([12])\.gamma$', r'.gamma_\1'),
-    (r'\.norm([12])_post\.', r'.norm\1.'),
-    (r'\.modulation\.norm\.', '.modulation.ln.'),
-    (r'^head\.fc\.', 'head.'),
-)
-_TRANSFORMERS = (
-    (r'^focalnet\.', ''),
-    (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
-    (r'^embeddings\.norm\.', 'patch_embed.norm.'),
-    (r'^encoder\.stages\.(\d+)\.layers\.', r'layers.\1.blocks.'),
-    (r'^encoder\.stages\.(\d+)\.downsample\.projection\.', r'layers.\1.downsample.proj.'),
-    (r'^encoder\.stages\.(\d+)\.', r'layers.\1.'),
-    (r'\.modulation\.projection_in\.', '.modulation.f.'),
-    (r'\.modulation\.projection_context\.', '.modulation.h.'),
-    (r'\.modulation\.projection_out\.', '.modulation.proj.'),
-    (r'\.modulation\.layernorm\.', '.modulation.ln.'),
-    (r'^layernorm\.', 'norm.'),
-    (r'^classifier\.', 'head.'),
-)
-_FORMATS = {
-    'timm FocalNet': (('stem.proj.weight', 'layers.0.blocks.0.modulation.f.weight'), _TIMM),
-    'Hugging Face FocalNet': (('embeddings.patch_embeddings.projection.weight',
-                               'encoder.stages.0.layers.0.modulation.projection_in.weight'),
-                              _TRANSFORMERS),
+# Keys that only the files of one origin have. A detector has them behind 'backbone.'.
+_MARKS = {
+    'official FocalNet': ('patch_embed.proj.weight', 'layers.0.blocks.0.modulation.f.weight'),
+    'official Focal Transformer': (
+        'layers.0.blocks.0.attn.relative_position_bias_table_to_windows.0', ),
+    'official Focal Transformer v2': ('layers.0.blocks.0.attn.coord2rpb_all.0.0.weight', ),
+    'timm FocalNet': ('stem.proj.weight', 'layers.0.blocks.0.modulation.f.weight'),
+    'Hugging Face FocalNet': ('embeddings.patch_embeddings.projection.weight',
+                              'encoder.stages.0.layers.0.modulation.projection_in.weight'),
+    'Paddle MixFormer': ('layers.0.blocks.0.attn.dwconv3x3.1._mean', ),
+    'PyTorch MixFormer': ('layers.0.blocks.0.attn.dwconv3x3.1.running_mean', ),
+}
+# Renaming rules: pattern, replacement. The names of whole detectors and segmentors, heads and
+# necks included, are the same from mmdet 2 to 3 and from mmseg 0 to 1.
+_RENAMES = {
+    'timm FocalNet': (
+        (r'^stem\.', 'patch_embed.'),
+        # timm steps down at the start of a stage, the official code at the end of the one before.
+        (r'^layers\.(\d+)\.downsample\.', lambda m: f'layers.{int(m[1]) - 1}.downsample.'),
+        (r'\.ls([12])\.gamma$', r'.gamma_\1'),
+        (r'\.norm([12])_post\.', r'.norm\1.'),
+        (r'\.modulation\.norm\.', '.modulation.ln.'),
+        (r'^head\.fc\.', 'head.'),
+    ),
+    'Hugging Face FocalNet': (
+        (r'^focalnet\.', ''),
+        (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
+        (r'^embeddings\.norm\.', 'patch_embed.norm.'),
+        (r'^encoder\.stages\.(\d+)\.layers\.', r'layers.\1.blocks.'),
+        (r'^encoder\.stages\.(\d+)\.downsample\.projection\.', r'layers.\1.downsample.proj.'),
+        (r'^encoder\.stages\.(\d+)\.', r'layers.\1.'),
+        (r'\.modulation\.projection_in\.', '.modulation.f.'),
+        (r'\.modulation\.projection_context\.', '.modulation.h.'),
+        (r'\.modulation\.projection_out\.', '.modulation.proj.'),
+        (r'\.modulation\.layernorm\.', '.modulation.ln.'),
+        (r'^layernorm\.', 'norm.'),
+        (r'^classifier\.', 'head.'),
+    ),
 }
 
 
 def recognise(state_dict: dict[str, Tensor]) -> str | None:
-    """Whose names a state dict has: ``'timm FocalNet'``, ``'Hugging Face FocalNet'``, or None
-    where nothing has to be renamed."""
-    names = {re.sub(r'^focalnet\.', '', key) for key in state_dict}
-    return next((name for name, (marks, _) in _FORMATS.items() if names.issuperset(marks)), None)
+    """Whose names a state dict has.
+
+    Returns:
+        str or None: ``'official FocalNet'``, ``'official Focal Transformer'``, ``'official Focal
+        Transformer v2'``, ``'timm FocalNet'``, ``'Hugging Face FocalNet'``, ``'Paddle MixFormer'``
+        or ``'PyTorch MixFormer'``; followed by ``' in an mmdet detector'``, ``' in an mmseg
+        segmentor'`` or ``' in a larger model'`` if it is a part of one. None: anything else.
+    """
+    names = {re.sub(r'^(module\.)?(focalnet\.)?', '', key) for key in state_dict}
+    for origin, marks in _MARKS.items():
+        if names.issuperset(marks):
+            return origin
+        if names.issuperset(f'backbone.{mark}' for mark in marks):
+            parts = {name.split('.')[0] for name in names}
+            model = ('an mmseg segmentor' if 'decode_head' in parts else
+                     'an mmdet detector' if parts & {'rpn_head', 'roi_head', 'bbox_head'} else
+                     'a larger model')
+            return f'{origin} in {model}'
+    return None
 
 
 def to_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Renames a state dict of timm or Hugging Face to the official names; others pass as they are.
+    """Gives a state dict the official names, PyTorch's layout, and no ``module.`` of a
+    data-parallel model in front; one that has all that passes as it is.
 
     timm writes linear layers as 1x1 convolutions; all but ``modulation.h``, which is one in the
     official code too, become (out, in) again.
     """
-    source = recognise(state_dict)
-    if source is None:
-        return state_dict
-    renamed = OrderedDict()
+    if state_dict and all(key.startswith('module.') for key in state_dict):
+        state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+    rules = _RENAMES.get(recognise(state_dict))
+    if rules is None:
+        return to_torch(state_dict)
+    renamed = {}
     for key, value in state_dict.items():
         if key.endswith('embeddings.mask_token'):  # of masked pre-training, no part of the net
             continue
-        for pattern, replacement in _FORMATS[source][1]:
+        for pattern, replacement in rules:
             key = re.sub(pattern, replacement, key)
         if value.ndim == 4 and re.search(r'\.(modulation\.(f|proj)|mlp\.fc[12])\.weight$', key):
             value = value.flatten(1)
@@ -97,32 +125,32 @@ def _trusted() -> list:
             multiarray._reconstruct, multiarray.scalar, *dtypes]
 
 
-def read_checkpoint(path: str | Path, map_location: str | torch.device = 'cpu') -> dict:
-    """Reads ``.safetensors``, ``.pdparams`` or what ``torch.save`` wrote, without running code.
+def _is_safetensors(head: bytes) -> bool:
+    """Whether a file begins with the length of a header, and a header: JSON."""
+    return head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= 100_000_000
 
-    Args:
-        path (str or Path): The file.
-        map_location (str or torch.device): Where the tensors go. Default: ``'cpu'``.
 
-    Returns:
-        dict: What the file holds, with the official names. Weights that the authors keep under
-        ``'model'`` stand under ``'state_dict'`` too.
+def _is_torch(head: bytes) -> bool:
+    """Whether a file begins as those of ``torch.save``: a zip archive, or a pickled number."""
+    magic = torch.serialization.MAGIC_NUMBER.to_bytes(10, 'little')
+    return head.startswith(b'PK\x03\x04') or magic in head
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is cut off, no checkpoint, or would have to run code.
-    """
+
+def _read(path: str | Path, map_location: str | torch.device | None = 'cpu') -> object:
+    """What a file holds. What kind of file it is, its first bytes say, not its name."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such checkpoint file')
-    if path.suffix == '.pdparams':
-        return _named(to_torch(read_pdparams(path)), path)
+    with path.open('rb') as file:
+        head = file.read(32)
+    safetensors = _is_safetensors(head)
+    if not safetensors and not _is_torch(head):  # a bare pickle, as Paddle's are, or no checkpoint
+        return read_pdparams(path)
     try:
-        if path.suffix == '.safetensors':
-            content = load_file(path, device=str(map_location or 'cpu'))
-        else:
-            with torch.serialization.safe_globals(_trusted()):
-                content = torch.load(path, map_location=map_location, weights_only=True)
+        if safetensors:
+            return load_file(path, device=str(map_location or 'cpu'))
+        with torch.serialization.safe_globals(_trusted()):
+            return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r'GLOBAL ([\w.]+)', str(error))
         if refused is None:
@@ -132,23 +160,33 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = 'cpu') 
             f'{path}: refused, since it stores {refused[1]}, which could run code when loaded; if '
             'you trust its author, save its state dict alone (tensors by name) to a new file'
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f'{path}: cut off or not a checkpoint ({reason}); '
                               'get the file again') from error
-    return _named(content, path)
 
 
-def _is_weights(candidate: object) -> bool:
-    return (isinstance(candidate, dict) and len(candidate) > 0
-            and all(isinstance(value, Tensor) for value in candidate.values()))
+def read_checkpoint(path: str | Path,
+                    map_location: str | torch.device | None = 'cpu') -> dict:
+    """Reads what ``torch.save``, safetensors or Paddle wrote, without running code.
 
+    Args:
+        path (str or Path): The file, under any name.
+        map_location (str or torch.device): Where the tensors go; those of Paddle stay on the
+            CPU. Default: ``'cpu'``.
 
-def _named(content: object, path: Path) -> object:
-    """``content`` with official names, where mmengine looks for them, marked with their file."""
+    Returns:
+        dict: What the file holds, with the official names. Weights that the authors keep under
+        ``'model'`` stand under ``'state_dict'`` too.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is cut off, no checkpoint, or would have to run code.
+    """
+    content = _read(path, map_location)
     if not isinstance(content, dict):
         return content
-    place = next((k for k in ('state_dict', 'model') if _is_weights(content.get(k))), None)
+    place = _place(content)
     weights = content if place is None else content[place]
     metadata = OrderedDict(getattr(weights, '_metadata', {}))
     for prefix in ('', 'backbone'):  # a backbone alone or in a detector then knows its file
@@ -156,3 +194,59 @@ def _named(content: object, path: Path) -> object:
     weights = OrderedDict(to_official(weights) if _is_weights(weights) else weights)
     weights._metadata = metadata
     return weights if place is None else {**content, 'state_dict': weights}
+
+
+def _is_weights(candidate: object) -> bool:
+    return (isinstance(candidate, dict) and len(candidate) > 0
+            and all(isinstance(value, Tensor) for value in candidate.values()))
+
+
+def _place(content: dict) -> str | None:
+    """The key under which a checkpoint keeps its weights; None: it is the weights itself."""
+    return next((key for key in ('state_dict', 'model') if _is_weights(content.get(key))), None)
+
+
+def convert(source: str | Path, target: str | Path) -> tuple[str, int]:
+    """Writes the weights of any published checkpoint to a plain file: tensors by their official
+    names and nothing else, which every reader loads without running code.
+
+    Args:
+        source (str or Path): What :func:`read_checkpoint` reads.
+        target (str or Path): The new file: ``.pth``, with the tensors under ``'state_dict'``, or
+            ``.safetensors``. It appears when it is whole.
+
+    Returns:
+        tuple[str, int]: What :func:`recognise` says, and the number of tensors.
+
+    Raises:
+        FileNotFoundError: If there is no source.
+        FileExistsError: If there is a target already.
+        OSError: If the target can't be written.
+        ValueError: If the target is to be another kind of file.
+        CheckpointError: If the source can't be read, or is no checkpoint of our families.
+    """
+    target = Path(target).expanduser()
+    if target.suffix not in ('.pth', '.safetensors'):
+        raise ValueError(f'{target}: the new file is to end in .pth or .safetensors')
+    if target.exists():
+        raise FileExistsError(f'{target} exists and is not overwritten; delete it, or name '
+                              'another file')
+    content = _read(source)
+    weights = content.get(_place(content), content) if isinstance(content, dict) else {}
+    origin = recognise(weights) if _is_weights(weights) else None
+    if origin is None:
+        raise CheckpointError(
+            f'{source}: no published checkpoint of FocalNet, Focal Transformer or MixFormer; it '
+            f'has {next(iter(weights), "nothing")}')
+    # Clones: a view would bring all of its storage along, and safetensors takes none.
+    weights = {key: value.clone(memory_format=torch.contiguous_format)
+               for key, value in to_official(weights).items()}
+    try:
+        with whole_file(target) as part:
+            if target.suffix == '.safetensors':
+                save_file(weights, part, metadata={'format': 'pt'})
+            else:
+                torch.save({'state_dict': weights}, part)
+    except (OSError, RuntimeError, SafetensorError) as error:  # each writer has its own
+        raise OSError(f'{target}: cannot be written ({error})') from error
+    return origin, len(weights)

@@ -93,11 +93,11 @@ def read_pdparams(path: str | Path) -> dict[str, Tensor]:
     except _Refused as error:
         raise CheckpointError(
             f'{path}: refused, since it stores {error}, which could run code when loaded; if you '
-            'trust its author, load it in Paddle and save its state dict alone') from None
+            'trust its author, save its state dict alone (arrays by name) to a new file') from None
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(
-            f'{path}: cut off, or no state dict of Paddle ({type(error).__name__}: {error}); get '
-            'the file again') from error
+            f'{path}: cut off or not a checkpoint ({type(error).__name__}: '
+            f'{" ".join(str(error).split())}); get the file again') from error
     if not tensors:
         raise CheckpointError(f'{path}: holds no parameters; get the file again')
     return tensors

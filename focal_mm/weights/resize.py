@@ -109,8 +109,8 @@ def fit_position_bias(table: Tensor, entries: int) -> Tensor:
     """
     theirs, ours = isqrt(table.shape[1]), isqrt(entries)
     if theirs**2 != table.shape[1]:
-        raise CheckpointError(f'a position bias table of {table.shape[1]} entries is not square; '
-                              'this is no Focal Transformer checkpoint')
+        raise CheckpointError(f'a position bias table of {table.shape[1]} entries is not square, '
+                              'which fits no window')
     return _bilinear(table.unflatten(1, (theirs, theirs)), ours, ours).flatten(1)
 
 

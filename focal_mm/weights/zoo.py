@@ -2,15 +2,14 @@
 
 ``focal://NAME`` stands wherever mmengine takes a checkpoint. The file comes, in this order, from
 the folder ``$FOCAL_MM_WEIGHTS`` (where that is set, nothing is downloaded), from the cache
-(``$FOCAL_MM_CACHE``, ``$XDG_CACHE_HOME/focal_mm`` or ``~/.cache/focal_mm``), or from the first
-mirror that has it.
+(:func:`focal_mm.cache.cache_dir`), or from the first mirror that has it.
 """
 import hashlib
 import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import urlopen
@@ -21,13 +20,15 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from tqdm import tqdm
 
+from ..cache import cache_dir, whole_file
 from .formats import read_checkpoint
 from .resize import CheckpointError
 
 _GITHUB = 'https://github.com/microsoft/FocalNet/releases/download/v1.0.0/'
 _HUB = 'https://huggingface.co/'
-# The authors' first home for the files; it no longer answers.
-_DEAD = 'https://projects4jw.blob.core.windows.net/focalnet/release/classification/'
+_PADDLE = 'https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/'
+# Microsoft's first home for the files; it no longer answers.
+_DEAD = 'https://projects4jw.blob.core.windows.net/'
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,34 @@ class Weights:
 
     Attributes:
         name (str): What follows ``focal://``.
-        file (str): The authors' file name; ``.safetensors`` and ``.bin`` are looked for as well.
-        mirrors (tuple[str]): Addresses, in the order in which they are tried. Dead ones are kept
-            last. None at all: the authors never published it.
-        params (float): Parameters of the classifier in millions, as the authors give them.
-        top1 (float or None): ImageNet-1K top-1 accuracy in percent, as the paper gives it.
+        file (str): The authors' file name; ``.pth``, ``.safetensors`` and ``.bin`` are looked for
+            as well.
+        backbone (str): The type of the backbone that it fits.
+        arch (str): And its arch.
+        params (float): Parameters of the ImageNet-1K classifier in millions, as the authors give
+            them; counted where they give none.
+        top1 (float or None): ImageNet-1K top-1 accuracy in percent, as the authors give it.
+        mirrors (tuple[str]): Addresses, in the order in which they are tried.
+        dead (tuple[str]): Addresses that no longer answer, which are tried after these. Where
+            there are neither, the authors never published the file.
         input_size (int): Side of the training images in pixels.
         licence (str): Licence of the weights.
     """
     name: str
     file: str
-    mirrors: tuple[str, ...]
+    backbone: str
+    arch: str
     params: float
     top1: float | None
+    mirrors: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
     input_size: int = 224
     licence: str = 'MIT'
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses in their order, the dead ones marked."""
+        return (*self.mirrors, *(f'{url} (dead)' for url in self.dead))
 
 
 def _focalnet(arch: str, params: float, top1: float | None, file: str | None = None,
@@ -62,11 +76,24 @@ def _focalnet(arch: str, params: float, top1: float | None, file: str | None = N
         mirrors.append(f'{_HUB}microsoft/focalnet-{hub}/resolve/main/pytorch_model.bin')
     if timm:
         mirrors.append(f'{_HUB}timm/focalnet_{arch}.ms_{data}/resolve/main/model.safetensors')
-    return Weights(f'focalnet_{arch}_{data}', file, (*mirrors, _DEAD + file), params, top1,
+    return Weights(f'focalnet_{arch}_{data}', file, 'FocalNet', arch, params, top1,
+                   tuple(mirrors), (f'{_DEAD}focalnet/release/classification/{file}', ),
                    input_size)
 
 
-# Names, parameters and accuracies: README of microsoft/FocalNet; paper, Tables 1, 3 and 13.
+def _focal_transformer(arch: str, params: float, top1: float, file: str) -> Weights:
+    return Weights(f'focal_{arch}_in1k', file, 'FocalTransformer', arch, params, top1,
+                   dead=(f'{_DEAD}model/focal-transformer/imagenet1k/{file}', ))
+
+
+def _mixformer(arch: str, params: float, top1: float | None) -> Weights:
+    file = f'MixFormer_{arch.upper()}_pretrained.pdparams'
+    return Weights(f'mixformer_{arch}_in1k', file, 'MixFormer', arch, params, top1,
+                   (_PADDLE + file, ), licence='Apache-2.0')
+
+
+# Names, parameters and accuracies: README of microsoft/FocalNet and paper, Tables 1 and 13; README
+# of microsoft/Focal-Transformer; MixFormer's paper, Table 3.
 ZOO: dict[str, Weights] = {
     weights.name: weights
     for weights in (
@@ -90,18 +117,53 @@ ZOO: dict[str, Weights] = {
         _focalnet('huge_fl3', 687, None, 'focalnet_huge_lrf_224.pth', github=False, data='in22k'),
         _focalnet('huge_fl4', 689, None, 'focalnet_huge_lrf_224_fl4.pth', github=False,
                   data='in22k'),
-        # The nets of Table 3, whose weights nobody has published.
-        *(Weights(f'focalnet_{size}_lrf_deep_in1k', f'focalnet_{size}_lrf_deep.pth', (), *figures)
-          for size, figures in dict(tiny=(25.1, 82.7), small=(38.2, 83.5),
-                                    base=(85.1, 84.1)).items()),
+        # Nets like those of Table 3, whose weights nobody has published.
+        *(Weights(f'focalnet_{arch}_in1k', f'focalnet_{arch}.pth', 'FocalNet', arch, params, None)
+          for arch, params in dict(tiny_lrf_deep=25.5, small_lrf_deep=38.7,
+                                   base_lrf_deep=85.8).items()),
+        _focal_transformer('tiny', 28.9, 82.2, 'focal-tiny-is224-ws7.pth'),
+        _focal_transformer('small', 51.1, 83.6, 'focal-small-is224-ws7.pth'),
+        _focal_transformer('base', 89.8, 84.0, 'focal-base-is224-ws7.pth'),
+        _focal_transformer('tiny_conv', 30.8, 82.7, 'focal-tiny-useconv-is224-ws7.pth'),
+        _focal_transformer('small_conv', 53.1, 83.8, 'focal-small-useconv-is224-ws7.pth'),
+        _focal_transformer('base_conv', 93.3, 84.2, 'focal-base-useconv-is224-ws7.pth'),
+        _focal_transformer('fast_tiny', 30.2, 82.4, 'focalv2-tiny-useconv-is224-ws7.pth'),
+        _focal_transformer('fast_small', 51.5, 83.6, 'focalv2-small-useconv-is224-ws7.pth'),
+        _focal_transformer('fast_base', 91.2, 84.0, 'focalv2-base-useconv-is224-ws7.pth'),
+        _mixformer('b1', 8, 78.9),
+        _mixformer('b2', 10, 80.0),
+        _mixformer('b3', 17, 81.7),
+        _mixformer('b4', 35, 83.0),
+        _mixformer('b6', 119.5, None),
     )
 }
 
 
-def cache_dir() -> Path:
-    """The folder in which the package keeps what it downloads or draws."""
-    default = Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')) / 'focal_mm'
-    return Path(os.environ.get('FOCAL_MM_CACHE', default)).expanduser()
+def list_weights() -> list[Weights]:
+    """All published weights, family by family."""
+    return list(ZOO.values())
+
+
+def find(name: str) -> tuple[Path, bool]:
+    """Where the file of published weights is, or is looked for.
+
+    Args:
+        name (str): A key of :data:`ZOO`.
+
+    Returns:
+        tuple[Path, bool]: The file, and whether it is there.
+
+    Raises:
+        ValueError: If no weights have this name.
+    """
+    if name not in ZOO:
+        near = get_close_matches(name, ZOO, n=3) or list(ZOO)
+        raise ValueError(f'focal://{name}: no such weights; did you mean {", ".join(near)}?')
+    path = _folder() / ZOO[name].file
+    for suffix in (path.suffix, '.pth', '.safetensors', '.bin'):
+        if path.with_suffix(suffix).is_file():
+            return path.with_suffix(suffix), True
+    return path, False
 
 
 def fetch(name: str) -> Path:
@@ -119,79 +181,102 @@ def fetch(name: str) -> Path:
         ValueError: If no weights have this name.
         CheckpointError: If the file is neither there nor to be had, or is not what was downloaded.
     """
-    if name not in ZOO:
-        near = get_close_matches(name, ZOO, n=3) or list(ZOO)
-        raise ValueError(f'focal://{name}: no such weights; did you mean {", ".join(near)}?')
-    weights = ZOO[name]
-    offline = os.environ.get('FOCAL_MM_WEIGHTS')
-    folder = Path(offline).expanduser() if offline else cache_dir() / 'weights'
-    path = folder / weights.file
-    for candidate in (path, path.with_suffix('.safetensors'), path.with_suffix('.bin')):
-        if candidate.is_file():
-            _check_sha256(candidate)
-            return candidate
+    path, there = find(name)
+    if there:
+        _check(path)
+        return path
+    weights, offline = ZOO[name], os.environ.get('FOCAL_MM_WEIGHTS')
     failures = []
-    for url in () if offline else weights.mirrors:
+    for url in () if offline else (*weights.mirrors, *weights.dead):
         candidate = path.with_suffix(Path(url).suffix)
         try:
             _download(url, candidate)
             return candidate
         except OSError as error:
-            failures.append(f'{url} ({error})')
+            failures.append(f'{url} ({"dead: " if url in weights.dead else ""}{error})')
     if offline:
-        tried = f'FOCAL_MM_WEIGHTS={offline} has no such file, and nothing is downloaded while it ' \
-                f'is set; mirrors: {", ".join(weights.mirrors) or "none"}'
-    elif weights.mirrors:
+        tried = (f'FOCAL_MM_WEIGHTS={offline} has no such file, and nothing is downloaded while '
+                 f'it is set; mirrors: {", ".join(weights.addresses) or "none"}')
+    elif failures:
         tried = f'mirrors: {"; ".join(failures)}'
     else:
         tried = 'its authors never published it'
     raise CheckpointError(
-        f'focal://{name}: no {path.name} (nor .safetensors, .bin) in {folder}; {tried}. Put the '
-        'file there, or into a folder that FOCAL_MM_WEIGHTS names, or train without it '
+        f'focal://{name}: no {path.name} (nor .pth, .safetensors, .bin) in {path.parent}; {tried}. '
+        'Put the file there, or into a folder that FOCAL_MM_WEIGHTS names, or train without it '
         '(--from-scratch)')
 
 
-def _download(url: str, path: Path) -> None:
-    """Downloads to a temporary name; ``path`` appears when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    print_log(f'{url} -> {path}', logger='current')
-    sha256, size = hashlib.sha256(), 0
-    part = tempfile.NamedTemporaryFile(dir=path.parent, suffix='.part', delete=False)
-    try:
-        with part, urlopen(url, timeout=20) as response:
-            total = int(response.headers.get('Content-Length') or 0)
-            with tqdm(total=total or None, unit='B', unit_scale=True, desc=path.name) as bar:
-                while chunk := response.read(1 << 20):
-                    part.write(chunk)
-                    sha256.update(chunk)
-                    size += len(chunk)
-                    bar.update(len(chunk))
-        if total and size != total:
-            raise OSError(f'cut off after {size} of {total} bytes')
-        path.with_name(f'{path.name}.sha256').write_text(f'{sha256.hexdigest()}  {path.name}\n')
-        os.replace(part.name, path)
-    finally:
-        Path(part.name).unlink(missing_ok=True)
+def verify() -> Iterator[tuple[Path, str]]:
+    """Checks every file in the cache, or in ``$FOCAL_MM_WEIGHTS``, against its recorded sha256.
+
+    Yields:
+        tuple[Path, str]: The file, and ``'good'``, ``'changed'`` or, without a record,
+        ``'unrecorded'``.
+    """
+    for path in sorted(_folder().glob('*')):
+        if path.is_file() and path.suffix not in ('.sha256', '.part'):
+            yield path, _state(path)
 
 
-def _check_sha256(path: Path) -> None:
-    record = path.with_name(f'{path.name}.sha256')
-    if not record.is_file():
-        return
+def _folder() -> Path:
+    offline = os.environ.get('FOCAL_MM_WEIGHTS')
+    return Path(offline).expanduser() if offline else cache_dir() / 'weights'
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f'{path.name}.sha256')
+
+
+def _state(path: Path) -> str:
+    if not _record(path).is_file():
+        return 'unrecorded'
     sha256 = hashlib.sha256()
     with path.open('rb') as file:
         while chunk := file.read(1 << 20):
             sha256.update(chunk)
-    if sha256.hexdigest() != record.read_text().split()[0]:
-        raise CheckpointError(f'{path}: sha256 is not the one in {record.name}, so the file has '
-                              'changed since it was downloaded; delete both to get it again')
+    recorded = _record(path).read_text().split()[:1]
+    return 'good' if recorded == [sha256.hexdigest()] else 'changed'
+
+
+def _check(path: Path) -> None:
+    if _state(path) == 'changed':
+        raise CheckpointError(f'{path}: sha256 is not the one in {_record(path).name}, so the file '
+                              'has changed since it was downloaded; delete both to get it again')
+
+
+def _download(url: str, path: Path) -> None:
+    """Downloads to a temporary name; ``path`` appears when it is whole.
+
+    Raises:
+        OSError: If that fails, or the address answers with a page instead of a file.
+    """
+    print_log(f'{url} -> {path}', logger='current')
+    sha256, size = hashlib.sha256(), 0
+    with whole_file(path) as part:
+        try:
+            with part.open('wb') as file, urlopen(url, timeout=20) as response:
+                if response.headers.get_content_type() == 'text/html':
+                    raise OSError('a page, no file')
+                total = int(response.headers.get('Content-Length') or 0)
+                with tqdm(total=total or None, unit='B', unit_scale=True, desc=path.name) as bar:
+                    while chunk := response.read(1 << 20):
+                        file.write(chunk)
+                        sha256.update(chunk)
+                        size += len(chunk)
+                        bar.update(len(chunk))
+        except HTTPException as error:
+            raise OSError(f'{type(error).__name__}: {error}') from error
+        if total and size != total:
+            raise OSError(f'cut off after {size} of {total} bytes')
+        _record(path).write_text(f'{sha256.hexdigest()}  {path.name}\n')
 
 
 def _fetch_url(url: str) -> Path:
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]  # many files are called model.bin
     path = cache_dir() / 'weights' / f'{digest}-{Path(urlparse(url).path).name}'
     if path.is_file():
-        _check_sha256(path)
+        _check(path)
         return path
     try:
         _download(url, path)
