@@ -23,6 +23,13 @@ from .datasets.mini import datasets_of, dicts, from_scratch, is_segmentation, us
 
 
 class ArgumentParser(argparse.ArgumentParser):
+    """Answers a wrong command line with one line."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f'{self.prog}: error: {message} (--help lists the options)\n')
+
+
+class RunParser(ArgumentParser):
     """The options that training and testing have in common, under OpenMMLab's names."""
 
     def __init__(self, description: str) -> None:
@@ -48,9 +55,6 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error('--cfg-options takes KEY=VALUE pairs, without spaces around "="')
         os.environ.setdefault('LOCAL_RANK', str(parsed.local_rank))
         return parsed
-
-    def error(self, message: str) -> None:
-        self.exit(2, f'{self.prog}: error: {message} (--help lists the options)\n')
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """Write any published checkpoint as a plain, safe file with the names of our backbones."""
-import argparse
 from pathlib import Path
 
-from focal_mm.engine import one_line_errors
+from focal_mm.engine import ArgumentParser, one_line_errors
 from focal_mm.weights import convert
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument('input', type=Path, help='what the authors, timm, Hugging Face, '
                         'PaddleClas or a detector of theirs saved, under any name')
     parser.add_argument('output', type=Path, help='a new file, .pth or .safetensors; one that is '

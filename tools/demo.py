@@ -1,14 +1,13 @@
 """Train FocalNet-T Mask R-CNN on the built-in mini dataset, evaluate it and draw what it found."""
-import argparse
 import json
 from pathlib import Path
 
-from focal_mm.engine import build_runner, load_config, one_line_errors
+from focal_mm.engine import ArgumentParser, build_runner, load_config, one_line_errors
 from focal_mm.visualization import draw_detections, draw_losses
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'),
                         help='where the results go; default: %(default)s')
     folder = parser.parse_args().work_dir

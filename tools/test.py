@@ -1,10 +1,10 @@
 """Test a checkpoint of a config of mmdet or mmseg."""
-from focal_mm.engine import (ArgumentParser, build_runner, check_files, draw_predictions,
+from focal_mm.engine import (RunParser, build_runner, check_files, draw_predictions,
                              dump_predictions, load_config, one_line_errors, use_tta)
 
 
 def main() -> None:
-    parser = ArgumentParser(__doc__)
+    parser = RunParser(__doc__)
     parser.add_argument('checkpoint', help='a file, or an address')
     parser.add_argument('--out', help='keep the predictions: a .pkl file for mmdet, a folder of '
                         'label images for mmseg')

@@ -1,10 +1,10 @@
 """Train a model from a config of mmdet or mmseg."""
-from focal_mm.engine import (ArgumentParser, build_runner, check_files, load_config,
+from focal_mm.engine import (RunParser, build_runner, check_files, load_config,
                              one_line_errors, resume, scale_lr)
 
 
 def main() -> None:
-    parser = ArgumentParser(__doc__)
+    parser = RunParser(__doc__)
     parser.add_argument('--from-scratch', action='store_true',
                         help='start from random weights, not from the published ones')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',

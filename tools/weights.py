@@ -1,9 +1,8 @@
 """List, download, check and find the published weights."""
-import argparse
 import sys
 
 from focal_mm import weights
-from focal_mm.engine import one_line_errors
+from focal_mm.engine import ArgumentParser, one_line_errors
 
 
 def show() -> None:
@@ -35,7 +34,7 @@ def where(name: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
     commands.add_parser('list', help='all names, and which files are here')
     commands.add_parser('verify', help='compare downloaded files with their recorded sha256; '

@@ -315,9 +315,9 @@ def _arch(embed_dims: int, depths: tuple[int, ...], num_heads: tuple[int, ...],
 class MixFormer(StagedBackbone):
     """MixFormer, section 3.2.
 
-    Parameters have the names of the official code; its Paddle checkpoints load after
-    :func:`focal_mm.weights.paddle.to_torch`. Position biases of another window size and
-    depth-wise kernels of another size are fitted (:meth:`MixingAttention.fit_state_dict`).
+    Parameters have the names of the official code, so that its checkpoints load as they are,
+    Paddle's files included; position biases of another window size and depth-wise kernels of
+    another size are fitted (:meth:`MixingAttention.fit_state_dict`).
 
     Args:
         arch (str or dict): ``'b0'`` to ``'b6'`` (Table 2 has B1 to B4), or the settings themselves

@@ -65,8 +65,11 @@ def test_truncated_checkpoint(mistake, tmp_path):
                                 tmp_path)
 
 
-def test_unknown_option(mistake):
-    assert '--epochs' in mistake('train.py', CONFIG, '--epochs', '3')
+@pytest.mark.parametrize('tool, words', [
+    ('train.py', [CONFIG, '--epochs']), ('demo.py', ['--epochs']), ('weights.py', ['gte']),
+    ('convert_weights.py', ['in.pth', 'out.pth', 'more.pth'])])
+def test_unknown_words(mistake, tool, words):
+    assert words[-1] in mistake(tool, *words)
 
 
 @pytest.mark.parametrize('option', ['data_root', 'train_dataloader.batch_size.x=1',
