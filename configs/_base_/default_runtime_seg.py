@@ -1,0 +1,3 @@
+_base_ = 'mmseg::_base_/default_runtime.py'
+
+custom_imports = dict(imports=['focal_mm'], allow_failed_imports=False)
