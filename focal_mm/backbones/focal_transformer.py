@@ -83,7 +83,7 @@ def fine_offsets(window_size: int, expand_size: int) -> list[tuple[int, int]]:
 
 def gather_plan(height: int, width: int, window_size: int, expand_size: int, focal_window: int,
                 levels: int, shift: int, device: torch.device
-                ) -> tuple[Tensor, Tensor | None, Tensor]:
+                ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Which tokens each window attends to (Figure 4): itself, its surroundings, and its region of
     each pooled map.
 
@@ -428,13 +428,15 @@ class NearestAttention(WindowAttention):
         proj_drop (float): Dropout rate of the output. Default: 0.
 
     Raises:
-        ValueError: If the heads don't divide C, or there are more pooled levels.
+        ValueError: If the heads don't divide C, there is no token, or more than a pooled level.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int = 7, topk: int = 128,
                  pooled_levels: int = 0, qkv_bias: bool = True, attn_drop: float = 0.,
                  proj_drop: float = 0.) -> None:
         super().__init__(dim, num_heads, window_size, qkv_bias, attn_drop, proj_drop)
+        if topk < 1:
+            raise ValueError(f'FocalTransformer: focal_topk={topk}; give 1 or more (128)')
         if pooled_levels > 1:
             raise ValueError(f'FocalTransformer: focal_levels={pooled_levels + 1} with focal_topk; '
                              'the official code takes wrong tokens from a third level: choose 1 '

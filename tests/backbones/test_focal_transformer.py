@@ -278,6 +278,7 @@ def test_max_pooling_takes_the_largest():
     (dict(focal_windows=4), ['focal_windows=4', 'odd']),
     (dict(focal_levels=0), ['focal_levels=0', '1 to 4']),
     (dict(focal_levels=5), ['focal_levels=5', 'window_size=7', '1 to 4']),
+    (dict(focal_topk=0), ['focal_topk=0', '1 or more']),
     (dict(focal_levels=3, focal_topk=9), ['focal_levels=3', 'focal_topk', '1 or 2']),
     (dict(focal_pool='avg'), ["unknown focal_pool 'avg'", 'mean']),
 ])
