@@ -7,11 +7,12 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
-import focal_mm  # noqa: F401
+from focal_mm.datasets import use_mini
 from focal_mm.weights import ZOO
 
 pytestmark = pytest.mark.stock
@@ -173,6 +174,27 @@ def test_training_images_are_resized_as_in_sparse_rcnn(name):
     assert resize[0].scales == sides == crop[2].scales
     assert crop[0].scales == [(400, 1333), (500, 1333), (600, 1333)]
     assert (crop[1].crop_type, crop[1].crop_size) == ('absolute_range', (384, 600))
+
+
+@pytest.mark.parametrize('name', [
+    'atss/focalnet_t_3x', 'atss/focal_t_3x', 'cascade/focalnet_t_3x', 'cascade/focal_t_3x',
+    'cascade/mixformer_b4_3x', 'mask_rcnn/focalnet_t_3x', 'mask_rcnn/focal_t_3x',
+    'mask_rcnn/mixformer_b1_3x', 'retinanet/focal_t_3x', 'sparse_rcnn/focalnet_t_3x',
+    'sparse_rcnn/focal_t_3x', 'upernet/focalnet_t', 'upernet/focal_t', 'upernet/mixformer_b1'])
+def test_one_of_each_takes_a_step_of_training_and_testing(name):
+    cfg = use_mini(load(f'{name}.py'))
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
+    train, val = (DATASETS.build(loader.dataset)
+                  for loader in (cfg.train_dataloader, cfg.val_dataloader))
+    before = model.backbone.patch_embed.proj.weight.clone()
+    losses = model.train_step(pseudo_collate([train[0], train[1]]), wrapper)
+    assert losses['loss'].isfinite()
+    assert not model.backbone.patch_embed.proj.weight.equal(before)
+    predicted, = model.eval().test_step(pseudo_collate([val[0]]))
+    assert 'pred_sem_seg' in predicted or 'pred_instances' in predicted
 
 
 @pytest.mark.parametrize('name', DETECTORS)
