@@ -1,6 +1,5 @@
 """What the tools share: from a command line to a runner, and mistakes answered in one line."""
 import argparse
-import atexit
 import difflib
 import os
 import sys
@@ -13,11 +12,11 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
-from mmengine.dist import is_distributed
+from mmengine.dist import barrier, get_backend, is_distributed
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed import init_process_group
 
 from .datasets.mini import datasets_of, dicts, from_scratch, is_segmentation, use_mini
 
@@ -286,6 +285,16 @@ def build_runner(cfg: Config) -> Runner:
     """The runner of a config, of its own ``runner_type`` if it names one."""
     if cfg.launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
         init_process_group('gloo')  # mmengine would set a CUDA device first
-        # Left to the interpreter's end, the group's threads now and then abort the process.
-        atexit.register(destroy_process_group)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def run(cfg: Config, task: str) -> None:
+    """Builds the runner of a config and lets it ``'train'`` or ``'test'``."""
+    getattr(build_runner(cfg), task)()
+    if is_distributed() and get_backend() == 'gloo':
+        # While processes that share a gloo group are torn down, its threads now and then abort one
+        # of them, and with it the whole run. All is done and written: they end together, as is.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        barrier()
+        os._exit(0)

@@ -1,6 +1,6 @@
 """Test a checkpoint of a config of mmdet or mmseg."""
-from focal_mm.engine import (RunParser, build_runner, check_files, draw_predictions,
-                             dump_predictions, load_config, one_line_errors, use_tta)
+from focal_mm.engine import (RunParser, check_files, draw_predictions, dump_predictions,
+                             load_config, one_line_errors, run, use_tta)
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
             dump_predictions(cfg, args.out)
         if args.tta:
             use_tta(cfg)
-        build_runner(cfg).test()
+        run(cfg, 'test')
 
 
 if __name__ == '__main__':

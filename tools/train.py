@@ -1,6 +1,6 @@
 """Train a model from a config of mmdet or mmseg."""
-from focal_mm.engine import (RunParser, build_runner, check_files, load_config,
-                             one_line_errors, resume, scale_lr)
+from focal_mm.engine import (RunParser, check_files, load_config, one_line_errors, resume, run,
+                             scale_lr)
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
         if args.auto_scale_lr:
             scale_lr(cfg)
         check_files(cfg, 'train_dataloader', 'val_dataloader')
-        build_runner(cfg).train()
+        run(cfg, 'train')
 
 
 if __name__ == '__main__':
