@@ -159,6 +159,12 @@ def test_norms_and_position_biases_do_not_decay(name):
         assert decays[id(parameter)] == (0 if free else decay), name
 
 
+def test_cascade_refines_boxes_as_in_the_official_config():
+    heads = load('cascade/focalnet_t_3x.py').model.roi_head.bbox_head
+    assert [head.bbox_coder.target_stds for head in heads] == [
+        [0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
+
+
 @pytest.mark.parametrize('name', ONE_SCALE)
 def test_training_images_have_one_scale(name):
     """Focal Transformer paper and MixFormer paper, section 4.2."""

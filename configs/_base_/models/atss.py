@@ -1,13 +1,12 @@
 # mmdet's ATSS, but that the backbone returns no map of stride 4, which the pyramid has no use for.
-data_preprocessor = dict(
-    type='DetDataPreprocessor',
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True,
-    pad_size_divisor=32)
 model = dict(
     type='ATSS',
-    data_preprocessor=data_preprocessor,
+    data_preprocessor=dict(
+        type='DetDataPreprocessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_size_divisor=32),
     backbone=dict(),
     neck=dict(
         type='FPN', out_channels=256, start_level=0, add_extra_convs='on_output', num_outs=5),

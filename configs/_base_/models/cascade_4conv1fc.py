@@ -22,6 +22,6 @@ model = dict(
             bbox_coder=dict(
                 type='DeltaXYWHBBoxCoder',
                 target_means=[0., 0., 0., 0.],
-                target_stds=[0.1 / step, 0.1 / step, 0.2 / step, 0.2 / step]),
-            **box_head) for step in (1, 2, 3)
+                target_stds=[place, place, size, size]),
+            **box_head) for place, size in ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067))
     ]))
