@@ -18,7 +18,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.distributed import init_process_group
 
-from .datasets.mini import datasets_of, dicts, from_scratch, is_segmentation, use_mini
+from .datasets.mini import datasets_of, dicts, from_scratch, library, use_mini
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -182,7 +182,9 @@ def check_files(cfg: Config, *loaders: str) -> None:
 def _paths(dataset: ConfigDict) -> Iterator[str]:
     root = dataset.get('data_root') or ''
     yield root
-    for path in [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]:
+    prefix = dataset.get('data_prefix')  # mmpretrain takes one folder as well
+    folders = prefix.values() if isinstance(prefix, dict) else [prefix]
+    for path in [dataset.get('ann_file'), *folders]:
         if isinstance(path, str) and path and '://' not in root:
             yield str(Path(root, path))
 
@@ -212,13 +214,14 @@ def use_tta(cfg: Config) -> None:
     Raises:
         ValueError: If the model predicts masks without a mask head.
     """
-    segments = is_segmentation(cfg)
     for dataset in datasets_of(cfg.test_dataloader):
         dataset.pipeline = cfg.get('tta_pipeline') or _flipped_too(dataset.pipeline)
-    default = dict(type='SegTTAModel') if segments else dict(
-        type='DetTTAModel',
-        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-    for node in () if segments else dicts(cfg.test_evaluator):
+    default = dict(
+        mmdet=dict(type='DetTTAModel',
+                   tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
+        mmseg=dict(type='SegTTAModel'),
+        mmpretrain=dict(type='AverageClsScoreTTA'))[library(cfg)]
+    for node in dicts(cfg.test_evaluator):
         if 'segm' in node.get('metric', ()):
             if not cfg.model.get('roi_head', {}).get('mask_head'):
                 raise ValueError(f'--tta: mmdet merges boxes only, and {cfg.model.type} has no '
@@ -241,27 +244,28 @@ def _flipped_too(pipeline: list[ConfigDict]) -> list[dict]:
 
 
 def dump_predictions(cfg: Config, out: str) -> None:
-    """Keeps the predictions of a test: mmdet's in a pickle file, mmseg's as images in a folder.
+    """Keeps the predictions of a test: mmseg's as images in a folder, others in a pickle file.
 
     Raises:
-        ValueError: If a file for mmdet is called neither ``.pkl`` nor ``.pickle``.
+        ValueError: If the file is called neither ``.pkl`` nor ``.pickle``.
     """
-    if is_segmentation(cfg):
+    if library(cfg) == 'mmseg':
         for evaluator in dicts(cfg.test_evaluator):
             evaluator.update(output_dir=out, keep_results=True)
     elif out.endswith(('.pkl', '.pickle')):
         evaluator = cfg.test_evaluator
+        dump = 'DumpDetResults' if library(cfg) == 'mmdet' else 'DumpResults'
         cfg.test_evaluator = [*(evaluator if isinstance(evaluator, list) else [evaluator]),
-                              dict(type='DumpDetResults', out_file_path=out)]
+                              dict(type=dump, out_file_path=out)]
     else:
-        raise ValueError(f'--out {out}: mmdet writes a pickle file, .pkl or .pickle')
+        raise ValueError(f'--out {out}: {library(cfg)} writes a pickle file, .pkl or .pickle')
 
 
 def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
     """Shows the predictions of a test in a window, or draws them into files.
 
     Args:
-        cfg (Config): A config for mmdet or mmseg.
+        cfg (Config): A config for mmdet, mmseg or mmpretrain.
         show (bool): Whether to open windows.
         show_dir (str, optional): Where the files go; mmdet puts a relative one below the work
             folder.
@@ -274,11 +278,12 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
     if hook is None:
         raise ValueError(f'--show, --show-dir: {cfg.filename} has no default_hooks.visualization, '
                          'which draws')
-    hook.update(draw=True, show=show, wait_time=wait_time)
-    if show_dir and is_segmentation(cfg):
+    hook.update(show=show, wait_time=wait_time)
+    hook['enable' if library(cfg) == 'mmpretrain' else 'draw'] = True
+    if show_dir and library(cfg) == 'mmseg':
         cfg.visualizer.save_dir = show_dir
     elif show_dir:
-        hook.test_out_dir = show_dir
+        hook['out_dir' if library(cfg) == 'mmpretrain' else 'test_out_dir'] = show_dir
 
 
 def build_runner(cfg: Config) -> Runner:

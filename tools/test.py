@@ -1,4 +1,4 @@
-"""Test a checkpoint of a config of mmdet or mmseg."""
+"""Test a checkpoint of a config of mmdet, mmseg or mmpretrain."""
 from focal_mm.engine import (RunParser, check_files, draw_predictions, dump_predictions,
                              load_config, one_line_errors, run, use_tta)
 
@@ -6,8 +6,8 @@ from focal_mm.engine import (RunParser, check_files, draw_predictions, dump_pred
 def main() -> None:
     parser = RunParser(__doc__)
     parser.add_argument('checkpoint', help='a file, or an address')
-    parser.add_argument('--out', help='keep the predictions: a .pkl file for mmdet, a folder of '
-                        'label images for mmseg')
+    parser.add_argument('--out', help='keep the predictions: a folder of label images for mmseg, '
+                        'a .pkl file for the others')
     parser.add_argument('--show', action='store_true', help='show the predictions in windows')
     parser.add_argument('--show-dir', help='draw the predictions into files; mmdet puts a '
                         'relative folder below the work folder')

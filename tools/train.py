@@ -1,4 +1,4 @@
-"""Train a model from a config of mmdet or mmseg."""
+"""Train a model from a config of mmdet, mmseg or mmpretrain."""
 from focal_mm.engine import (RunParser, check_files, load_config, one_line_errors, resume, run,
                              scale_lr)
 

@@ -256,6 +256,7 @@ class FocalNet(StagedBackbone):
             - ``tiny``, ``small``, ``base`` with ``_srf`` (2 focal levels) or ``_lrf`` (3): Table 1.
             - the same with ``_deep``, deeper and thinner: Table 3.
             - ``tiny_iso``, ``small_iso``, ``base_iso``, monolithic, patches of 16: Table 13.
+            - ``large_srf``, FocalNet-L of Table 4.
             - ``large``, ``xlarge``, ``huge`` with ``_fl3`` or ``_fl4``, the ImageNet-22K models:
               3 or 4 focal levels, with the flags of their official yaml files.
         embed_dims (int, optional): Channels of the first stage, doubled from stage to stage.
@@ -317,6 +318,7 @@ class FocalNet(StagedBackbone):
         # The official builder of this one sets both flags, its yaml neither.
         'base_iso': _arch(768, (12, ), 3, patch_size=16, layer_scale_init_value=1e-4,
                           use_postln=True),
+        'large_srf': _arch(192, (2, 2, 18, 2), 2),
         'large_fl3': _arch(192, (2, 2, 18, 2), 3, 5, large=True),
         'large_fl4': _arch(192, (2, 2, 18, 2), 4, large=True, normalize_modulator=True),
         'xlarge_fl3': _arch(256, (2, 2, 18, 2), 3, 5, large=True),

@@ -285,6 +285,18 @@ class StagedBackbone(BaseModule, FittedModule):
                 module.changes.clear()
             raise CheckpointError(f'{file or "state dict"}: {error}') from None
 
+    def _checkpoint_filter(self, state_dict: dict, prefix: str, *_) -> None:
+        """Gives each part of a published classifier to its place in an ``ImageClassifier``.
+        mmpretrain looks for this name, and calls it before such a model loads a state dict."""
+        if f'{prefix}patch_embed.proj.weight' not in state_dict:
+            return
+        last = f'backbone.norm{self.out_indices[-1]}' if self.out_norm else 'head.norm'
+        places = dict(norm=last, last_proj='head.last_proj', head='head.fc')
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            part, _, name = key[len(prefix):].partition('.')
+            place = places[part] if part in self.classifier else f'backbone.{part}'
+            state_dict[f'{prefix}{place}.{name}'] = state_dict.pop(key)
+
     def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Leaves a classifier's head out, and starts output norms anew where there are none."""
         for key in list(state_dict):

@@ -1,4 +1,4 @@
 from .mini import from_scratch, use_mini
-from .shapes import mini_ade20k, mini_coco
+from .shapes import mini_ade20k, mini_coco, mini_imagenet
 
-__all__ = ['from_scratch', 'mini_ade20k', 'mini_coco', 'use_mini']
+__all__ = ['from_scratch', 'mini_ade20k', 'mini_coco', 'mini_imagenet', 'use_mini']

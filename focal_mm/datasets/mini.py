@@ -1,4 +1,4 @@
-"""Turning any mmdet or mmseg config into a short run on the mini dataset of its task."""
+"""Turning any config of OpenMMLab into a short run on the mini dataset of its task."""
 import copy
 import math
 from collections.abc import Iterator
@@ -6,7 +6,8 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from .shapes import GROUND, IMAGE_SIZE, NUM_IMAGES, PALETTE, SHAPES, mini_ade20k, mini_coco
+from .shapes import (GROUND, IMAGE_SIZE, NUM_IMAGES, PALETTE, SHAPES, mini_ade20k, mini_coco,
+                     mini_imagenet)
 
 EPOCHS = 2
 BATCH_SIZE = 4
@@ -19,11 +20,14 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 # The keys under which OpenMMLab's transforms and data preprocessors keep sizes in pixels.
 SIZE_KEYS = ('scale', 'scales', 'img_scale', 'img_scales', 'crop_size', 'size', 'border',
              'random_size_range', 'stride')
+# The last transform of a pipeline, which packs an image for the models of one library.
+PACKERS = dict(PackDetInputs='mmdet', PackSegInputs='mmseg', PackInputs='mmpretrain')
 
 
-def is_segmentation(cfg: Config) -> bool:
-    """Whether a config's task is semantic segmentation: its images are packed for mmseg."""
-    return 'PackSegInputs' in _steps(cfg)
+def library(cfg: Config) -> str | None:
+    """For which library's models a config packs its images: ``'mmdet'``, ``'mmseg'`` or
+    ``'mmpretrain'``. None: for another's."""
+    return next((PACKERS[step] for step in _steps(cfg) if step in PACKERS), None)
 
 
 def _steps(cfg: Config) -> set[str]:
@@ -71,28 +75,31 @@ def use_mini(cfg: Config) -> Config:
     """The same model, losses and pipelines, trained on a mini dataset in minutes on a CPU.
 
     What changes: the datasets (detection and instance segmentation: ``mini_coco``; semantic
-    segmentation: ``mini_ade20k``) and their metrics; the number of classes; every image scale
+    segmentation: ``mini_ade20k``; classification: ``mini_imagenet``) and their metrics; the number of classes; every image scale
     and crop, so that the shorter test side is 128 pixels and the others are not far from it; the
     numbers of sampled regions, proposals and detections; the batch size, the length of the
     schedule with its warm-up and steps in proportion, and the learning rate that goes with them.
     Weights are those of :func:`from_scratch`, and the seed is fixed.
 
     Args:
-        cfg (Config): Any config for mmdet or mmseg; it is left as it is.
+        cfg (Config): Any config for mmdet, mmseg or mmpretrain; it is left as it is.
 
     Raises:
         ValueError: If there is no mini dataset for the config's task.
     """
     cfg = from_scratch(cfg)
-    if is_segmentation(cfg):
+    classes = SHAPES
+    if library(cfg) == 'mmseg':
         classes = (*SHAPES, GROUND)
         _use_ade20k(cfg, classes)
-    elif 'PackDetInputs' in _steps(cfg) and 'LoadPanopticAnnotations' not in _steps(cfg):
-        classes = SHAPES
+    elif library(cfg) == 'mmdet' and 'LoadPanopticAnnotations' not in _steps(cfg):
         _use_coco(cfg, classes)
+    elif library(cfg) == 'mmpretrain' and cfg.model.get('type', '').endswith('ImageClassifier'):
+        _use_imagenet(cfg, classes)
     else:
-        raise ValueError('--mini has data for detection, instance segmentation (mmdet) and '
-                         f'semantic segmentation (mmseg), and none for {cfg.filename}')
+        raise ValueError('--mini has data for detection, instance segmentation (mmdet), semantic '
+                         'segmentation (mmseg) and classification (mmpretrain), and none for '
+                         f'{cfg.filename}')
     _shrink_images(cfg)
     _set_num_classes(cfg.model, len(classes))
     _sample_fewer_regions(cfg.model)
@@ -163,10 +170,24 @@ def _use_ade20k(cfg: Config, classes: tuple[str, ...]) -> None:
             cfg[key] = dict(type='mmseg.IoUMetric', iou_metrics=['mIoU'])
 
 
+def _use_imagenet(cfg: Config, classes: tuple[str, ...]) -> None:
+    root = str(mini_imagenet())
+    for key in LOADERS:
+        split = 'train' if key == 'train_dataloader' else 'val'
+        for dataset in list(datasets_of(cfg.get(key))):
+            _replace(dataset, type='mmpretrain.CustomDataset', data_root=root, data_prefix=split)
+    for node in (cfg.get('data_preprocessor'), cfg.model.get('data_preprocessor')):
+        if node is not None:
+            node.num_classes = len(classes)
+    for key in ('val_evaluator', 'test_evaluator'):
+        if cfg.get(key) is not None:
+            cfg[key] = dict(type='mmpretrain.Accuracy')
+
+
 def _shrink_images(cfg: Config) -> None:
-    scales = [node.scale for node in dicts(cfg.get('val_dataloader'))
-              if isinstance(node.get('scale'), (list, tuple))]
-    whole = min(scales[0]) if scales else IMAGE_SIZE
+    scales = [node.scale for node in dicts(cfg.get('val_dataloader')) if 'scale' in node]
+    scale = scales[0] if scales else IMAGE_SIZE
+    whole = scale if isinstance(scale, int) else min(scale)
 
     def shrink(size: Any) -> Any:
         if isinstance(size, (list, tuple)):

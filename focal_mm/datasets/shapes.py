@@ -1,6 +1,6 @@
-"""Mini datasets of drawn shapes, in the layouts of COCO and of ADE20K.
+"""Mini datasets of drawn shapes, in the layouts of COCO, ADE20K and ImageNet.
 
-They let every detector and segmentor train, evaluate and draw on a CPU in minutes, without a
+They let every detector, segmentor and classifier train, evaluate and draw on a CPU in minutes, without a
 download. Bright circles, squares and triangles, whose colours hint at the shape, overlap on dull
 ground; some images hold a crowd of small shapes, some nothing at all.
 """
@@ -81,6 +81,22 @@ def mini_ade20k(root: str | Path | None = None, seed: int = 0) -> Path:
     return _once(root, f'mini_ade20k-v{VERSION}-seed{seed}', lambda to: _write_ade20k(to, seed))
 
 
+def mini_imagenet(root: str | Path | None = None, seed: int = 0) -> Path:
+    """The mini dataset in ImageNet's layout, drawn on first use.
+
+    ``{train,val}/{circle,square,triangle}/*.jpg``, one shape an image.
+
+    Args:
+        root (str or Path, optional): The folder to hold the dataset. Default: a folder in the
+            cache of ``focal_mm``.
+        seed (int): What the images are drawn from: equal seeds give equal files.
+
+    Returns:
+        Path: The folder, whole: it appears at once or not at all, also when several processes ask.
+    """
+    return _once(root, f'mini_imagenet-v{VERSION}-seed{seed}', lambda to: _write_imagenet(to, seed))
+
+
 def _once(root: str | Path | None, name: str, write: Callable[[Path], None]) -> Path:
     root = Path(root) if root else cache_dir() / name
     if root.is_dir():
@@ -101,8 +117,7 @@ def _once(root: str | Path | None, name: str, write: Callable[[Path], None]) -> 
 
 def draw_scene(seed: int, split: str, index: int) -> Scene:
     """Draws one image: of every 16 the last is empty, and of every 8 the fourth holds a crowd."""
-    # RandomState, because numpy keeps its stream for ever and may change that of Generator.
-    random = np.random.RandomState([seed, list(NUM_IMAGES).index(split), index])
+    random = _stream(seed, split, index)
     image = _ground(random)
     crowd, crowd_label = np.zeros(image.shape[:2], bool), random.randint(len(SHAPES))
     if index % 8 == 3:
@@ -118,9 +133,17 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
         image[mask] = _colour(random, label)
         whole, masks, labels = [*whole, mask], [*left, mask], [*labels, label]
         crowd &= ~mask
-    noise = random.randint(-12, 13, image.shape)
-    image = (image + noise).clip(0, 255).astype(np.uint8)
-    return Scene(image, masks, labels, crowd, crowd_label)
+    return Scene(_with_noise(image, random), masks, labels, crowd, crowd_label)
+
+
+def _stream(seed: int, split: str, index: int) -> np.random.RandomState:
+    """What one image is drawn from."""
+    # RandomState, because numpy keeps its stream for ever and may change that of Generator.
+    return np.random.RandomState([seed, list(NUM_IMAGES).index(split), index])
+
+
+def _with_noise(image: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+    return (image + random.randint(-12, 13, image.shape)).clip(0, 255).astype(np.uint8)
 
 
 def _ground(random: np.random.RandomState) -> np.ndarray:
@@ -237,6 +260,20 @@ def _write_ade20k(root: Path, seed: int) -> None:
             name = f'ADE_{split}_{index + 1:08}'
             _save_photograph(scene.image, root / 'images' / folder / f'{name}.jpg')
             Image.fromarray(labels).save(root / 'annotations' / folder / f'{name}.png')
+
+
+def _write_imagenet(root: Path, seed: int) -> None:
+    for split, count in NUM_IMAGES.items():
+        for index in range(count):
+            label = index % len(SHAPES)
+            random = _stream(seed, split, index)
+            image = _ground(random)
+            mask = _shape(random, label, centre=random.uniform(44, IMAGE_SIZE - 44, 2),
+                          radius=random.uniform(24, 40))
+            image[mask] = _colour(random, label)
+            path = root / split / SHAPES[label] / f'{split}_{index + 1:08}.jpg'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _save_photograph(_with_noise(image, random), path)
 
 
 def _save_photograph(image: np.ndarray, path: Path) -> None:

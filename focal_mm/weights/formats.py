@@ -189,7 +189,7 @@ def read_checkpoint(path: str | Path,
     place = _place(content)
     weights = content if place is None else content[place]
     metadata = OrderedDict(getattr(weights, '_metadata', {}))
-    for prefix in ('', 'backbone'):  # a backbone alone or in a detector then knows its file
+    for prefix in ('', 'backbone', 'head'):  # who loads it, alone or in a model, knows its file
         metadata[prefix] = dict(metadata.get(prefix, {}), file=str(path))
     weights = OrderedDict(to_official(weights) if _is_weights(weights) else weights)
     weights._metadata = metadata

@@ -117,10 +117,13 @@ ZOO: dict[str, Weights] = {
         _focalnet('huge_fl3', 687, None, 'focalnet_huge_lrf_224.pth', github=False, data='in22k'),
         _focalnet('huge_fl4', 689, None, 'focalnet_huge_lrf_224_fl4.pth', github=False,
                   data='in22k'),
-        # Nets like those of Table 3, whose weights nobody has published.
-        *(Weights(f'focalnet_{arch}_in1k', f'focalnet_{arch}.pth', 'FocalNet', arch, params, None)
-          for arch, params in dict(tiny_lrf_deep=25.5, small_lrf_deep=38.7,
-                                   base_lrf_deep=85.8).items()),
+        # Of Table 4, and nets like those of Table 3: nobody has published their weights.
+        *(Weights(f'focalnet_{arch}_{data}', f'focalnet_{arch}_{data}.pth', 'FocalNet', arch,
+                  params, None)
+          for arch, data, params in (
+              ('base_srf', 'in22k', 88.1), ('large_srf', 'in22k', 197.1),
+              ('tiny_lrf_deep', 'in1k', 25.5), ('small_lrf_deep', 'in1k', 38.7),
+              ('base_lrf_deep', 'in1k', 85.8))),
         _focal_transformer('tiny', 28.9, 82.2, 'focal-tiny-is224-ws7.pth'),
         _focal_transformer('small', 51.1, 83.6, 'focal-small-is224-ws7.pth'),
         _focal_transformer('base', 89.8, 84.0, 'focal-base-is224-ws7.pth'),

@@ -1,0 +1,5 @@
+# Focal Transformer paper, section 4.1: the augmentation without random erasing.
+_base_ = './imagenet.py'
+
+train_pipeline = [step for step in _base_.train_pipeline if step['type'] != 'RandomErasing']
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

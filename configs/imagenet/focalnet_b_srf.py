@@ -1,0 +1,3 @@
+_base_ = './focalnet_b.py'
+
+model = dict(backbone=dict(arch='base_srf'))

@@ -1,0 +1,3 @@
+_base_ = './focalnet_b_srf.py'
+
+model = dict(backbone=dict(use_conv_embed=True))

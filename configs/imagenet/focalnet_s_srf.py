@@ -1,0 +1,3 @@
+_base_ = './focalnet_s.py'
+
+model = dict(backbone=dict(arch='small_srf'))

@@ -1,0 +1,3 @@
+_base_ = './focalnet_t.py'
+
+model = dict(backbone=dict(arch='tiny_srf'))

@@ -1,0 +1,61 @@
+"""The head of the published classifiers, for mmpretrain's ``ImageClassifier``.
+
+Importing this module needs mmpretrain, so ``import focal_mm`` leaves it out. A config asks for it
+with ``custom_imports = dict(imports=['focal_mm', 'focal_mm.classifier'])``.
+"""
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.registry import MODELS
+from mmpretrain.models.heads import LinearClsHead
+from torch import Tensor, nn
+
+from .weights.resize import CheckpointError
+
+
+@MODELS.register_module()
+class TokenClsHead(LinearClsHead):
+    """A norm of every token, the mean over the map, a linear layer.
+
+    MixFormer (section 3.2) projects every token to more channels before the mean. Published
+    classifiers load whole into an ``ImageClassifier`` of a backbone with ``out_norm=False``, no
+    neck, and this head.
+
+    Args:
+        num_classes (int): Classes.
+        in_channels (int): Channels C of the backbone's last map.
+        proj_channels (int, optional): Channels of the projection, 1280 in MixFormer. Default: no
+            projection.
+        act_cfg (dict): Activation of the projection. Default: GELU.
+        norm_cfg (dict): The norm. Default: LN with eps 1e-5.
+        init_cfg (dict or list, optional): Initialisation. Default: linear layers from a normal
+            distribution truncated at 2, std 0.02.
+        **kwargs: ``loss``, ``topk`` and ``cal_acc`` of mmpretrain's heads.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int, proj_channels: int | None = None,
+                 act_cfg: dict = dict(type='GELU'), norm_cfg: dict = dict(type='LN', eps=1e-5),
+                 init_cfg: dict | list | None = dict(
+                     type='TruncNormal', layer='Linear', std=0.02), **kwargs) -> None:
+        super().__init__(num_classes, proj_channels or in_channels, init_cfg, **kwargs)
+        self.norm = build_norm_layer(norm_cfg, in_channels)[1]
+        self.last_proj = nn.Linear(in_channels, proj_channels) if proj_channels else None
+        self.act = build_activation_layer(act_cfg)
+        self._register_load_state_dict_pre_hook(self._before_load)
+
+    def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
+        """Maps, the last (N, C, H, W) -> (N, C), or (N, proj_channels)."""
+        tokens = self.norm(feats[-1].permute(0, 2, 3, 1))
+        if self.last_proj is not None:
+            tokens = self.act(self.last_proj(tokens))
+        return tokens.mean((1, 2))
+
+    def _before_load(self, state_dict: dict, prefix: str, local_metadata: dict, *_) -> None:
+        """mmengine only warns of a head that is missing or has other classes, and would evaluate
+        one that never learned."""
+        file = local_metadata.get('file')
+        for key, own in self.state_dict(prefix=prefix).items() if file else ():
+            theirs = tuple(state_dict[key].shape) if key in state_dict else 'missing'
+            if theirs != tuple(own.shape):
+                raise CheckpointError(
+                    f'{file}: {key} is {theirs}, and the config has {tuple(own.shape)}; to train a '
+                    'new head on published weights, give them to the backbone, as '
+                    "init_cfg=dict(type='Pretrained', checkpoint=...)")
