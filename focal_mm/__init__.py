@@ -8,9 +8,10 @@ from . import stack
 
 stack.check()
 
-from . import ops  # noqa: E402
+from . import ops, panoptic  # noqa: E402
 
 ops.install()
+panoptic.install()
 stack.register_configs()
 
 from . import backbones, weights  # noqa: E402

@@ -74,12 +74,12 @@ def from_scratch(cfg: Config) -> Config:
 def use_mini(cfg: Config) -> Config:
     """The same model, losses and pipelines, trained on a mini dataset in minutes on a CPU.
 
-    What changes: the datasets (detection and instance segmentation: ``mini_coco``; semantic
-    segmentation: ``mini_ade20k``; classification: ``mini_imagenet``) and their metrics; the number of classes; every image scale
-    and crop, so that the shorter test side is 128 pixels and the others are not far from it; the
-    numbers of sampled regions, proposals and detections; the batch size, the length of the
-    schedule with its warm-up and steps in proportion, and the learning rate that goes with them.
-    Weights are those of :func:`from_scratch`, and the seed is fixed.
+    What changes: the datasets (detection, instance and panoptic segmentation: ``mini_coco``;
+    semantic segmentation: ``mini_ade20k``; classification: ``mini_imagenet``) and their metrics;
+    the number of classes; every image scale and crop, so that the shorter test side is 128 pixels
+    and the others are not far from it; the numbers of sampled regions, proposals and detections;
+    the batch size, the length of the schedule with its warm-up and steps in proportion, and the
+    learning rate that goes with them. Weights are those of :func:`from_scratch`, and the seed is fixed.
 
     Args:
         cfg (Config): Any config for mmdet, mmseg or mmpretrain; it is left as it is.
@@ -92,14 +92,14 @@ def use_mini(cfg: Config) -> Config:
     if library(cfg) == 'mmseg':
         classes = (*SHAPES, GROUND)
         _use_ade20k(cfg, classes)
-    elif library(cfg) == 'mmdet' and 'LoadPanopticAnnotations' not in _steps(cfg):
+    elif library(cfg) == 'mmdet':
         _use_coco(cfg, classes)
     elif library(cfg) == 'mmpretrain' and cfg.model.get('type', '').endswith('ImageClassifier'):
         _use_imagenet(cfg, classes)
     else:
-        raise ValueError('--mini has data for detection, instance segmentation (mmdet), semantic '
-                         'segmentation (mmseg) and classification (mmpretrain), and none for '
-                         f'{cfg.filename}')
+        raise ValueError('--mini has data for detection, instance and panoptic segmentation '
+                         '(mmdet), semantic segmentation (mmseg) and classification (mmpretrain), '
+                         f'and none for {cfg.filename}')
     _shrink_images(cfg)
     _set_num_classes(cfg.model, len(classes))
     _sample_fewer_regions(cfg.model)
@@ -133,23 +133,36 @@ def _replace(dataset: ConfigDict, **fields: Any) -> None:
     dataset.update(kept, **fields)
 
 
-def _use_coco(cfg: Config, classes: tuple[str, ...]) -> None:
+def _use_coco(cfg: Config, things: tuple[str, ...]) -> None:
     root = f'{mini_coco()}/'
-    masks = any(node.get('with_mask') for node in dicts(cfg.get('train_dataloader')))
+    panoptic = 'LoadPanopticAnnotations' in _steps(cfg)
+    kind = 'panoptic' if panoptic else 'instances'
+    classes = (*things, GROUND) if panoptic else things
+    metainfo = dict(classes=classes, palette=PALETTE[:len(classes)])
+    if panoptic:
+        metainfo.update(thing_classes=things, stuff_classes=(GROUND, ))
     for key in LOADERS:
         split = 'train2017' if key == 'train_dataloader' else 'val2017'
         for dataset in list(datasets_of(cfg.get(key))):
             prefix = dict(img=f'{split}/')
             if 'seg' in dataset.get('data_prefix', {}):
-                prefix['seg'] = f'stuffthingmaps/{split}/'
-            _replace(dataset, type='mmdet.CocoDataset', data_root=root,
-                     ann_file=f'annotations/instances_{split}.json', data_prefix=prefix,
-                     metainfo=dict(classes=classes, palette=PALETTE[:len(classes)]))
+                maps = 'annotations/panoptic_' if panoptic else 'stuffthingmaps/'
+                prefix['seg'] = f'{maps}{split}/'
+            _replace(dataset, type=f'mmdet.Coco{"Panoptic" if panoptic else ""}Dataset',
+                     data_root=root, ann_file=f'annotations/{kind}_{split}.json',
+                     data_prefix=prefix, metainfo=metainfo)
+    masks = panoptic or any(node.get('with_mask') for node in dicts(cfg.get('train_dataloader')))
+    objects = dict(type='mmdet.CocoMetric', ann_file=f'{root}annotations/instances_val2017.json',
+                   metric=['bbox', 'segm'] if masks else ['bbox'])
+    whole = dict(type='mmdet.CocoPanopticMetric',
+                 ann_file=f'{root}annotations/panoptic_val2017.json',
+                 seg_prefix=f'{root}annotations/panoptic_val2017/')
     for key in ('val_evaluator', 'test_evaluator'):
-        if cfg.get(key) is not None:
-            cfg[key] = dict(type='mmdet.CocoMetric',
-                            ann_file=f'{root}annotations/instances_val2017.json',
-                            metric=['bbox', 'segm'] if masks else ['bbox'])
+        if cfg.get(key) is not None and not panoptic:
+            cfg[key] = objects
+        elif cfg.get(key) is not None:
+            evaluates_objects = 'CocoMetric' in map(_name, dicts(cfg[key]))
+            cfg[key] = [whole, objects] if evaluates_objects else whole
 
 
 def _use_ade20k(cfg: Config, classes: tuple[str, ...]) -> None:
@@ -206,22 +219,30 @@ def _shrink_images(cfg: Config) -> None:
         node.update({key: shrink(node[key]) for key in SIZE_KEYS if key in node})
 
 
-def _set_num_classes(node: Any, classes: int, old: int | None = None) -> None:
-    """Sets the number of classes of every head, and cuts weights given class by class."""
+def _set_num_classes(node: Any, classes: int, of_head: tuple[int, int] | None = None) -> None:
+    """Sets the number of classes of every head, and cuts weights given class by class.
+
+    Where a head has stuff too, ``classes`` are the things, and the ground is its stuff. ``of_head``
+    are the classes that the enclosing head had and has now.
+    """
     if isinstance(node, (list, tuple)):
         for child in node:
-            _set_num_classes(child, classes, old)
+            _set_num_classes(child, classes, of_head)
     if not isinstance(node, dict):
         return
     for key in ('num_things_classes', 'num_classes'):
         if isinstance(node.get(key), int):
-            old, node[key] = node[key], classes
+            of_head, node[key] = (node[key], classes), classes
+    if node.get('num_stuff_classes'):
+        of_head = (of_head[0] + node.num_stuff_classes, classes + 1)
+        node.num_stuff_classes = 1
     weights = node.get('class_weight')
-    if isinstance(weights, (list, tuple)) and old is not None and len(weights) >= old:
-        node.class_weight = [*weights[:classes], *weights[old:]]  # the last may be 'no object'
+    if isinstance(weights, (list, tuple)) and of_head is not None and len(weights) >= of_head[0]:
+        old, new = of_head
+        node.class_weight = [*weights[:new], *weights[old:]]  # the last may be 'no object'
     for key, child in node.items():
         if key != 'rpn_head':  # which tells objects from background, whatever the classes
-            _set_num_classes(child, classes, old)
+            _set_num_classes(child, classes, of_head)
 
 
 def _sample_fewer_regions(model: ConfigDict) -> None:

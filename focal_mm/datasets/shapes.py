@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..cache import cache_dir
+from ..panoptic import id2rgb
 
 SHAPES = ('circle', 'square', 'triangle')
 GROUND = 'ground'
@@ -25,7 +26,7 @@ PALETTE = [(66, 133, 244), (234, 67, 53), (52, 168, 83), (160, 160, 160)]
 IMAGE_SIZE = 128
 NUM_IMAGES = {'train': 288, 'val': 32}
 # Raise it whenever a drawn pixel or a written byte changes: caches of other versions are left be.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -50,8 +51,10 @@ def mini_coco(root: str | Path | None = None, seed: int = 0) -> Path:
     """The mini dataset in COCO's layout, drawn on first use.
 
     ``annotations/instances_{train,val}2017.json`` with boxes and polygons, a crowd region as
-    run lengths, ``{train,val}2017/*.jpg``, and ``stuffthingmaps/{train,val}2017/*.png`` for
-    heads that want semantic maps too (0 to 2 are the shapes, 255 all else).
+    run lengths, ``{train,val}2017/*.jpg``, ``stuffthingmaps/{train,val}2017/*.png`` for
+    heads that want semantic maps too (0 to 2 are the shapes, 255 all else), and
+    ``annotations/panoptic_{train,val}2017.json`` with ``annotations/panoptic_{train,val}2017/*.png``
+    for panoptic segmentation, in which the ground is the one kind of stuff.
 
     Args:
         root (str or Path, optional): The folder to hold the dataset. Default: a folder in the
@@ -215,15 +218,20 @@ def _run_lengths(mask: np.ndarray) -> dict:
 
 def _write_coco(root: Path, seed: int) -> None:
     (root / 'annotations').mkdir()
+    categories = [dict(id=i + 1, name=name, supercategory='shape', isthing=1)
+                  for i, name in enumerate(SHAPES)]
+    ground = dict(id=len(SHAPES) + 1, name=GROUND, supercategory='ground', isthing=0)
     for split, count in NUM_IMAGES.items():
         images = root / f'{split}2017'
         semantic_maps = root / 'stuffthingmaps' / f'{split}2017'
-        images.mkdir()
-        semantic_maps.mkdir(parents=True)
-        annotations = []
+        panoptic_maps = root / 'annotations' / f'panoptic_{split}2017'
+        for folder in (images, semantic_maps, panoptic_maps):
+            folder.mkdir(parents=True)
+        annotations, panoptic = [], []
         for index in range(count):
             scene = draw_scene(seed, split, index)
-            _save_photograph(scene.image, images / f'{index + 1:012}.jpg')
+            name = f'{index + 1:012}'
+            _save_photograph(scene.image, images / f'{name}.jpg')
             semantic = np.full(scene.image.shape[:2], 255, np.uint8)
             for mask, label in zip(scene.masks, scene.labels):
                 semantic[mask] = label
@@ -235,16 +243,37 @@ def _write_coco(root: Path, seed: int) -> None:
                     image_id=index + 1, category_id=scene.crowd_label + 1, iscrowd=1,
                     bbox=_box(scene.crowd), area=int(scene.crowd.sum()),
                     segmentation=_run_lengths(scene.crowd)))
-            Image.fromarray(semantic).save(semantic_maps / f'{index + 1:012}.png')
-        content = dict(
+            Image.fromarray(semantic).save(semantic_maps / f'{name}.png')
+            ids, segments = _segments(scene)
+            Image.fromarray(id2rgb(ids)).save(panoptic_maps / f'{name}.png')
+            panoptic.append(dict(image_id=index + 1, file_name=f'{name}.png',
+                                 segments_info=segments))
+        common = dict(
             info=dict(description='focal_mm mini dataset of shapes', version=VERSION, seed=seed),
             licenses=[],
-            categories=[dict(id=i + 1, name=name, supercategory='shape')
-                        for i, name in enumerate(SHAPES)],
             images=[dict(id=i + 1, file_name=f'{i + 1:012}.jpg', width=IMAGE_SIZE,
-                         height=IMAGE_SIZE) for i in range(count)],
-            annotations=[dict(id=i + 1, **fields) for i, fields in enumerate(annotations)])
-        (root / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(content))
+                         height=IMAGE_SIZE) for i in range(count)])
+        instances = [dict(id=i + 1, **fields) for i, fields in enumerate(annotations)]
+        for kind, content in (
+                ('instances', dict(categories=categories, annotations=instances)),
+                ('panoptic', dict(categories=[*categories, ground], annotations=panoptic))):
+            path = root / 'annotations' / f'{kind}_{split}2017.json'
+            path.write_text(json.dumps(dict(common, **content)))
+
+
+def _segments(scene: Scene) -> tuple[np.ndarray, list[dict]]:
+    """The panoptic map of segments' ids, (H, W), and COCO's ``segments_info``."""
+    ground = ~np.any([*scene.masks, scene.crowd], axis=0)
+    parts = [*zip(scene.masks, scene.labels), (scene.crowd, scene.crowd_label),
+             (ground, len(SHAPES))]
+    ids, segments = np.zeros(ground.shape, int), []
+    for number, (mask, label) in enumerate(parts, start=1):
+        if mask.any():
+            ids[mask] = number * 100_000  # an id of three bytes, as COCO's are
+            segments.append(dict(
+                id=number * 100_000, category_id=label + 1, iscrowd=int(mask is scene.crowd),
+                bbox=_box(mask), area=int(mask.sum())))
+    return ids, segments
 
 
 def _write_ade20k(root: Path, seed: int) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from focal_mm.datasets import mini_ade20k, mini_coco, shapes
+from focal_mm.panoptic import rgb2id
 
 pytestmark = pytest.mark.stock
 
@@ -110,6 +111,44 @@ def test_mmdet_reads_boxes_masks_and_semantic_maps(coco_root):
     assert len(sample['gt_masks']) == len(sample['gt_bboxes']) > 1
     assert sample['gt_ignore_flags'].sum() == 1
     assert set(np.unique(sample['gt_seg_map'])) <= {0, 1, 2, 255}
+
+
+def test_panoptic_maps_hold_every_object_crowd_and_the_ground(coco_root):
+    content = json.loads((coco_root / 'annotations' / 'panoptic_train2017.json').read_text())
+    assert [(c['id'], c['isthing']) for c in content['categories']] == [(1, 1), (2, 1), (3, 1),
+                                                                       (4, 0)]
+    for index in range(8):
+        scene, image = shapes.draw_scene(0, 'train', index), content['annotations'][index]
+        ids = rgb2id(np.asarray(Image.open(
+            coco_root / 'annotations' / 'panoptic_train2017' / image['file_name'])))
+        segments = {segment['id']: segment for segment in image['segments_info']}
+        assert set(np.unique(ids)) == set(segments)
+        for mask, label in zip(scene.masks, scene.labels):
+            number, = np.unique(ids[mask])
+            assert np.array_equal(ids == number, mask)
+            assert segments[number]['category_id'] == label + 1
+            assert segments[number]['area'] == mask.sum()
+        crowd = [number for number in segments if segments[number]['iscrowd']]
+        assert np.array_equal(np.isin(ids, crowd), scene.crowd)
+
+
+def test_mmdet_reads_panoptic_maps(coco_root):
+    from mmdet.datasets import CocoPanopticDataset
+    from mmdet.utils import register_all_modules
+    register_all_modules()
+    dataset = CocoPanopticDataset(
+        data_root=str(coco_root), ann_file='annotations/panoptic_train2017.json',
+        data_prefix=dict(img='train2017/', seg='annotations/panoptic_train2017/'),
+        metainfo=dict(classes=(*shapes.SHAPES, shapes.GROUND), thing_classes=shapes.SHAPES,
+                      stuff_classes=(shapes.GROUND, )),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadPanopticAnnotations')])
+    sample, scene = dataset[3], shapes.draw_scene(0, 'train', 3)
+    assert np.array_equal(sample['gt_masks'].masks, scene.masks)
+    assert list(sample['gt_bboxes_labels']) == scene.labels
+    wanted = np.full(scene.crowd.shape, 3)
+    for mask, label in [*zip(scene.masks, scene.labels), (scene.crowd, scene.crowd_label)]:
+        wanted[mask] = label
+    assert np.array_equal(sample['gt_seg_map'], wanted)
 
 
 def test_mmseg_reads_ade20k(ade_root):
