@@ -124,6 +124,9 @@ ZOO: dict[str, Weights] = {
               ('base_srf', 'in22k', 88.1), ('large_srf', 'in22k', 197.1),
               ('tiny_lrf_deep', 'in1k', 25.5), ('small_lrf_deep', 'in1k', 38.7),
               ('base_lrf_deep', 'in1k', 85.8))),
+        # The paper's largest, never published either.
+        Weights('focal_large_in22k', 'focal_large_in22k.pth', 'FocalTransformer', 'large', 199.6,
+                None),
         _focal_transformer('tiny', 28.9, 82.2, 'focal-tiny-is224-ws7.pth'),
         _focal_transformer('small', 51.1, 83.6, 'focal-small-is224-ws7.pth'),
         _focal_transformer('base', 89.8, 84.0, 'focal-base-is224-ws7.pth'),

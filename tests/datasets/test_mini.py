@@ -9,12 +9,14 @@ from focal_mm.datasets.mini import datasets_of, dicts
 pytestmark = pytest.mark.stock
 
 DETECTORS = [
+    'focal_mm::mask2former/focalnet_l_panoptic.py',
     'focal_mm::mask_rcnn/focalnet_t_1x.py',
     'mmdet::atss/atss_r50_fpn_1x_coco.py',
     'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
     'mmdet::htc/htc_r50_fpn_1x_coco.py',
     'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py',
     'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
+    'mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py',
     'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py',
     'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
     'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py',
@@ -22,6 +24,7 @@ DETECTORS = [
     'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
 ]
 SEGMENTORS = [
+    'focal_mm::mask2former/focalnet_l_ade20k.py',
     'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
     'mmseg::ocrnet/ocrnet_hr18_4xb2-40k_cityscapes-512x1024.py',
     'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
@@ -32,6 +35,10 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 def steps(node):
     """The names of all that a config builds, in order."""
     return [str(part['type']).split('.')[-1] for part in dicts(node) if 'type' in part]
+
+
+def is_panoptic(cfg):
+    return 'LoadPanopticAnnotations' in steps(cfg.train_dataloader)
 
 
 @pytest.fixture(scope='module', params=DETECTORS + SEGMENTORS)
@@ -59,7 +66,7 @@ def test_every_dataset_can_be_built(pair):
     from mmengine.registry import DATASETS, init_default_scope
     _, mini = pair
     init_default_scope(mini.default_scope)
-    classes = 4 if mini.default_scope == 'mmseg' else 3
+    classes = 4 if mini.default_scope == 'mmseg' or is_panoptic(mini) else 3
     for key in LOADERS:
         dataset = DATASETS.build(mini[key].dataset)
         assert len(dataset.metainfo['classes']) == classes
@@ -70,13 +77,14 @@ def test_every_head_has_the_classes_of_the_dataset(pair):
     _, mini = pair
     heads = [node for node in dicts(mini.model) if isinstance(node.get('num_classes'), int)]
     heads += [node for node in dicts(mini.model) if 'num_things_classes' in node]
-    wanted = 4 if mini.default_scope == 'mmseg' else 3
+    wanted, stuff = 4 if mini.default_scope == 'mmseg' else 3, int(is_panoptic(mini))
     assert heads
     for node in heads:
         assert node.get('num_classes', wanted) == wanted
         assert node.get('num_things_classes', wanted) == wanted
+        assert node.get('num_stuff_classes', stuff) == stuff
     for node in dicts(mini.model):
-        assert len(node.get('class_weight') or ()) in (0, wanted, wanted + 1)
+        assert len(node.get('class_weight') or ()) in (0, wanted + stuff, wanted + stuff + 1)
 
 
 def test_trains_from_scratch(pair):
@@ -140,9 +148,17 @@ def test_regions_are_few(mask_rcnn):
 
 
 def test_no_data_for_a_task_is_an_error():
-    cfg = Config.fromfile('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py')
-    with pytest.raises(ValueError, match='--mini has data for .* none for .*panoptic-fpn'):
+    cfg = Config.fromfile('mmdet::qdtrack/qdtrack_faster-rcnn_r50_fpn_4e_base.py')
+    with pytest.raises(ValueError, match='--mini has data for .* none for .*qdtrack'):
         use_mini(cfg)
+
+
+def test_panoptic_segmentation_is_evaluated_as_the_config_asks():
+    heads = [('focal_mm::mask2former/focalnet_l_panoptic.py', ['CocoPanopticMetric', 'CocoMetric']),
+             ('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', ['CocoPanopticMetric'])]
+    for name, metrics in heads:
+        mini = use_mini(Config.fromfile(name))
+        assert steps(mini.val_evaluator) == steps(mini.test_evaluator) == metrics
 
 
 def test_from_scratch_changes_only_the_start(mask_rcnn):
