@@ -3,6 +3,7 @@ import difflib
 import importlib
 import re
 import warnings
+from collections.abc import Callable
 from functools import wraps
 from importlib import metadata
 from importlib.util import find_spec
@@ -114,6 +115,26 @@ def register_configs() -> None:
     Config._get_cfg_path = staticmethod(path_of_base)
     Config.fromfile = staticmethod(fromfile_or_package)
     hub.get_config = get_config_or_ours
+
+
+def register_on_demand(module: str, *names: str) -> None:
+    """Registers classes that need mmdet without importing it: when one is built, their module is.
+
+    Args:
+        module (str): Where they are; it registers nothing itself.
+        names (str): Of the classes.
+    """
+    from mmengine.registry import MODELS
+
+    def stand_in(name: str) -> Callable:
+
+        def build(*args: Any, **kwargs: Any) -> Any:
+            return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+        return build
+
+    for name in names:
+        MODELS.register_module(name, module=stand_in(name))
 
 
 def _find(name: str) -> str:

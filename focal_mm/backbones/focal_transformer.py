@@ -603,8 +603,8 @@ class FocalTransformer(StagedBackbone):
             - ``large``: section 4.1, with 192 channels; the 196 printed there do not divide into
               heads of 32. In UPerNet, whose head makes Swin-L the 234 M of Table 6, it has
               237.5 M (``large_conv`` 245.3 M) where that table has 240 M, and 196 channels would
-              have 246.6 M (254.7 M). In mmdet's HTC and DyHead 255.3 M (263.0 M) and 214.1 M
-              (221.9 M), for 265 M and 229 M in Table 5.
+              have 246.6 M (254.7 M). In mmdet's HTC and DyHead 254.7 M (262.4 M) and 213.3 M
+              (221.1 M), for 265 M and 229 M in Table 5.
             - the same with ``_conv``: overlapped patch embedding.
             - ``fast_tiny``, ``fast_small``, ``fast_base``: the authors' faster version, with
               :class:`NearestAttention` and overlapped patch embedding.
