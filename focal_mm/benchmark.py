@@ -306,8 +306,8 @@ def floor(net: nn.Module, setting: Setting) -> float:
         x = torch.randn(shape, dtype=dtype, device=device)
         weight = torch.randn(kernel, dtype=dtype, device=device)
         total += times * min(
-            _alone(lambda: F.conv2d(x, weight, None, stride, kernel[-1] // 2, 1, len(weight)), device)
-            for x in (x, x.to(memory_format=torch.channels_last)))
+            _alone(lambda: F.conv2d(y, weight, None, stride, kernel[-1] // 2, 1, shape[1]), device)
+            for y in (x, x.to(memory_format=torch.channels_last)))
     return total * (3 if setting.train else 1)
 
 
@@ -334,16 +334,16 @@ class Report:
 
     def table(self) -> str:
         first = self.results[0]
-        lines = [str(self.setting),
-                 f'  {"":44}{"ms":>9}{"images/s":>10}{"MiB":>8}{"time over":>11}{"memory over":>12}']
+        lines = [str(self.setting), f'{"ms":>55}  images/s     MiB  time over memory over']
         for result in self.results:
             memory = '-' if result.memory is None else f'{result.memory:.0f}'
             over = more = ''
             if result is not first:
                 over = f'{first.ratio(result):.2f}'
                 more = f'{first.memory / result.memory:.2f}' if result.memory else '-'
+            speed = self.setting.batch / result.median
             lines.append(f'  {Path(result.name).name:44.44}{result.median * 1e3:9.1f}'
-                         f'{self.setting.batch / result.median:10.2f}{memory:>8}{over:>11}{more:>12}')
+                         f'{speed:10.2f}{memory:>8}{over:>11}{more:>12}')
         if self.floor:
             lines.append(f'  {"floor: products and depth-wise convolutions":44}'
                          f'{self.floor * 1e3:9.1f}{"":18}{first.median / self.floor:11.2f}')

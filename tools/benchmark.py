@@ -16,8 +16,9 @@ def main() -> None:
                         'mmdet.SwinTransformer, timm.NAME, FILE.py:CLASS, or a config')
     parser.add_argument('--peer', action='append', default=[], metavar='NETWORK',
                         help='another one, run in turn; again for more')
-    parser.add_argument('--size', nargs='+', type=sizes, metavar='HxW', default=[
-        (224, 224), (512, 512), (800, 1216), (1024, 2048)], help='default: 224 512 800x1216 1024x2048')
+    parser.add_argument('--size', nargs='+', type=sizes, metavar='HxW',
+                        default=[(224, 224), (512, 512), (800, 1216), (1024, 2048)],
+                        help='default: 224 512 800x1216 1024x2048')
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--train', action='store_true', help='a training step, not a forward')
     parser.add_argument('--dtype', nargs='+', choices=list(benchmark.DTYPES), default=['fp32'])

@@ -12,13 +12,76 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..weights.resize import CheckpointError, FittedModule, fit_gates, fit_kernel
-from .layers import Mlp, PatchEmbed, Stage, StagedBackbone, per_stage, resolve_arch
+from .depthwise import autocast, convolve, depthwise_conv2d, input_gradient, weight_gradient
+from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, is_graph, linear, per_stage,
+                     resolve_arch)
 
-# Tokens of a map up to which the weight gradient of a depth-wise convolution is faster in NCHW
-# than in channels-last: 8 ms to 27 ms for 384 channels, 8 x 8, kernel 13, on two cores.
-SMALL_MAP = 64
+
+class GatedContext(torch.autograd.Function):
+    """Eq. 4 with GELU, and Eq. 5, in one.
+
+    For the backward pass only what the convolutions give is stored; GELU and gating are computed
+    again.
+    """
+
+    @staticmethod
+    def compute(context: Tensor, gates: Tensor, *kernels: Tensor,
+                stored: list[Tensor] | None = None) -> Tensor:
+        """
+        Args:
+            context (Tensor): z^0, shape (N, C, H, W).
+            gates (Tensor): g^1 to g^(L+1), shape (N, L + 1, H, W).
+            kernels (Tensor): Of each level, shape (C, 1, k, k).
+            stored (list, optional): Takes what GELU is applied to, levels and global average.
+
+        Returns:
+            Tensor: The context of Eq. 5, shape (N, C, H, W).
+        """
+        out = None
+        for level, kernel in enumerate(kernels):
+            context = convolve(context, kernel)
+            if stored is None:
+                torch.ops.aten.gelu_(context)
+            else:
+                stored.append(context)
+                context = F.gelu(context)
+            gate = gates[:, level:level + 1]
+            out = context * gate if out is None else out.addcmul_(context, gate)
+        mean = context.mean((2, 3), keepdim=True)
+        if stored is not None:
+            stored.append(mean)
+        whole, gate = F.gelu(mean), gates[:, -1:]
+        return whole * gate if out is None else out.addcmul_(whole, gate)
+
+    @staticmethod
+    def forward(ctx, context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
+        stored: list[Tensor] = []
+        out = GatedContext.compute(context, gates, *kernels, stored=stored)
+        ctx.save_for_backward(context, gates, *kernels, *stored)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+        context, gates, *rest = ctx.saved_tensors
+        levels = len(rest) // 2
+        kernels, stored, mean = rest[:levels], rest[levels:-1], rest[-1]
+        grad_gates, grad_kernels = torch.empty_like(gates), [None] * levels
+        grad_gates[:, -1:] = (grad * F.gelu(mean)).sum(1, keepdim=True)
+        carry = torch.ops.aten.gelu_backward((grad * gates[:, -1:]).sum((2, 3), keepdim=True), mean)
+        carry = carry / context[0, 0].numel()
+        z = F.gelu(stored[-1]) if levels else context
+        for level in reversed(range(levels)):
+            grad_gates[:, level] = (grad * z).sum(1)
+            carry = torch.addcmul(carry, grad, gates[:, level:level + 1])
+            carry = torch.ops.aten.gelu_backward(carry, stored[level])
+            z = F.gelu(stored[level - 1]) if level else context
+            grad_kernels[level] = weight_gradient(z, carry, kernels[level].shape[-1])
+            carry = input_gradient(z, kernels[level], carry)
+        return carry.expand_as(context), grad_gates, *grad_kernels
 
 
 class FocalModulation(FittedModule):
@@ -102,20 +165,44 @@ class FocalModulation(FittedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
-        query, context, gates = self.f(x).split((self.dim, self.dim, self.focal_level + 1), -1)
+        parts = (self.dim, self.dim, self.focal_level + 1)
+        if type(self.f) is nn.Linear and not is_graph():
+            # Three products: the convolutions get a map of its own, not one to copy first.
+            query, context, gates = (linear(x, *part) for part in zip(
+                self.f.weight.split(parts), self.f.bias.split(parts)))
+        else:
+            query, context, gates = self.f(x).split(parts, -1)
         if self.variant == 'no_gating':
             gates = torch.ones_like(gates)
-        levels = self.contextualize(context.permute(0, 3, 1, 2))
+        context, gates_map = context.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2)
         if self.variant == 'convnet':
-            context = self.act(self.h(levels[-2])).permute(0, 2, 3, 1)
+            context = self.act(self.h(self.contextualize(context)[-2])).permute(0, 2, 3, 1)
             out = F.linear(context, self.f.weight[:self.dim], self.f.bias[:self.dim])
         else:
-            context = self.aggregate(levels, gates.permute(0, 3, 1, 2))
-            modulator = self.h(context).permute(0, 2, 3, 1)
+            context = self.gather(context, gates_map).permute(0, 2, 3, 1)
+            modulator = linear(context, self.h.weight.flatten(1), self.h.bias)
             out = query + modulator if self.variant == 'additive' else query * modulator
             if self.keep_maps:
                 self.gates, self.modulator = gates.detach(), modulator.detach()
-        return self.proj_drop(self.proj(self.ln(out)))
+        return self.proj_drop(linear(self.ln(out), self.proj.weight, self.proj.bias))
+
+    def gather(self, context: Tensor, gates: Tensor) -> Tensor:
+        """Steps 1 and 2: at once where nothing speaks against it, else as the paper has them.
+
+        Args:
+            context (Tensor): z^0, shape (N, C, H, W).
+            gates (Tensor): g^1 to g^(L+1), shape (N, L + 1, H, W).
+
+        Returns:
+            Tensor: Shape (N, C, H, W).
+        """
+        if (self.variant not in ('focal', 'additive', 'no_gating') or type(self.act) is not nn.GELU
+                or self.act.approximate != 'none' or is_graph()):
+            return self.aggregate(self.contextualize(context), gates)
+        tensors = autocast(context, gates, *(layer[0].weight for layer in self.focal_layers))
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        context = (GatedContext.apply if wanted else GatedContext.compute)(*tensors)
+        return context / (self.focal_level + 1) if self.normalize_modulator else context
 
     def contextualize(self, context: Tensor) -> list[Tensor]:
         """Step 1, hierarchical contextualization (Eq. 4).
@@ -126,11 +213,12 @@ class FocalModulation(FittedModule):
         Returns:
             list[Tensor]: z^0 to z^L, shape (N, C, H, W), and z^(L+1), shape (N, C, 1, 1).
         """
-        if context[0, 0].numel() <= SMALL_MAP and not torch.compiler.is_compiling():
-            context = context.contiguous()
         levels = [context]
         for layer in self.focal_layers:
-            levels.append(layer(levels[-1]))
+            if self.variant == 'pooling':
+                levels.append(layer(levels[-1]))
+            else:
+                levels.append(layer[1](depthwise_conv2d(levels[-1], layer[0].weight)))
         whole = levels[-1].mean((2, 3), keepdim=True)
         return [*levels, whole if self.variant == 'pooling' else self.act(whole)]
 

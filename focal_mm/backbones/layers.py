@@ -4,7 +4,7 @@ Inside a backbone a map is (N, H, W, C): the linear layers and norms act on the 
 convolution sees the same memory as a channels-last (N, C, H, W).
 """
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 import torch
@@ -13,9 +13,15 @@ from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..weights.resize import CheckpointError, FittedModule
+from .depthwise import autocast
+
+# Floats of the hidden map that an MLP has in work at a time. Measured on two cores with 60800 x 96
+# tokens: 67 ms, and 152 ms with all at once.
+SLICE = 1 << 20
 
 
 def resolve_arch(family: str, archs: dict[str, dict], arch: str | dict, **given) -> dict:
@@ -102,6 +108,75 @@ def log_changes(backbone: nn.Module, _: object) -> None:
         print_log(f'{count} {noun}{"s" * (count > 1)} {what}', logger='current')
 
 
+def is_graph() -> bool:
+    """Whether the network is being compiled, exported or traced, and must not look at sizes."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """:func:`torch.nn.functional.linear` on the last axis.
+
+    Without gradients on a CPU it runs as a convolution, which adds the bias as it goes: 190
+    GFLOP/s to 160 on two cores.
+    """
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
+    if wanted or is_graph() or x.device.type != 'cpu' or x.dtype == torch.double:
+        return F.linear(x, weight, bias)
+    flat = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+    out = F.conv2d(flat, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    return out.reshape(*x.shape[:-1], len(weight))
+
+
+class MlpFunction(torch.autograd.Function):
+    """Linear, GELU, linear on rows; the activated hidden map is never whole in memory.
+
+    On a CPU rows go through in slices that stay in its cache. For the backward pass the hidden map
+    is stored before GELU alone.
+    """
+
+    @staticmethod
+    def slices(x: Tensor, hidden_dim: int) -> Iterator[slice]:
+        count = -(-len(x) * hidden_dim // SLICE) if x.device.type == 'cpu' else 1
+        step = -(-len(x) // count)
+        return (slice(i, i + step) for i in range(0, len(x), step))
+
+    @staticmethod
+    def compute(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+                hidden: Tensor | None = None) -> Tensor:
+        """(T, C) -> (T, C'); ``hidden`` takes what comes out of the first layer."""
+        out = x.new_empty(len(x), len(w2))
+        for rows in MlpFunction.slices(x, len(w1)):
+            part = linear(x[rows], w1, b1)
+            if hidden is not None:
+                hidden[rows] = part
+            out[rows] = linear(torch.ops.aten.gelu_(part), w2, b2)
+        return out
+
+    @staticmethod
+    def forward(ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        hidden = x.new_empty(len(x), len(w1))
+        out = MlpFunction.compute(x, w1, b1, w2, b2, hidden)
+        ctx.save_for_backward(x, w1, w2, hidden)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+        x, w1, w2, hidden = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
+        sums = torch.promote_types(x.dtype, torch.float)
+        grad_w1, grad_w2 = (torch.zeros_like(w, dtype=sums) for w in (w1, w2))
+        grad_b1 = grad_w1.new_zeros(len(w1))
+        for rows in MlpFunction.slices(x, len(w1)):
+            grad_w2 += grad[rows].t() @ F.gelu(hidden[rows])
+            part = torch.ops.aten.gelu_backward(grad[rows] @ w2, hidden[rows])
+            grad_w1 += part.t() @ x[rows]
+            grad_b1 += part.sum(0)
+            torch.mm(part, w1, out=grad_x[rows])
+        dtype = x.dtype
+        return grad_x, grad_w1.to(dtype), grad_b1.to(dtype), grad_w2.to(dtype), grad.sum(0)
+
+
 class Mlp(BaseModule):
     """Two linear layers with an activation between, on the last axis.
 
@@ -122,7 +197,16 @@ class Mlp(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        fused = (type(self.act) is nn.GELU and self.act.approximate == 'none'
+                 and type(self.fc1) is type(self.fc2) is nn.Linear
+                 and not (self.training and self.drop.p) and not is_graph())
+        if not fused:
+            return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        weights = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+        rows, *weights = autocast(x.flatten(0, -2), *weights)
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (rows, *weights))
+        out = (MlpFunction.apply if wanted else MlpFunction.compute)(rows, *weights)
+        return out.unflatten(0, x.shape[:-1])
 
 
 class PatchEmbed(FittedModule):

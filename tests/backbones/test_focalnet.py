@@ -103,6 +103,28 @@ def test_graph_has_no_break():
     torch.testing.assert_close(compiled(image), net(image))
 
 
+def test_compiled_net_trains_with_the_same_gradients():
+    net = small()
+    image, gradients = torch.randn(1, 3, 40, 33), []
+    for run in (net, torch.compile(net, backend='aot_eager', fullgraph=True, dynamic=True)):
+        sum(out.square().mean() for out in run(image)).backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+        net.zero_grad()
+    torch.testing.assert_close(*gradients)
+
+
+def test_autocast_trains_in_mixed_precision():
+    net, image = small(depths=1, out_norm=False), torch.randn(1, 3, 64, 64)
+    gradients = []
+    for mixed in (False, True):
+        with torch.autocast('cpu', torch.bfloat16, enabled=mixed):
+            outs = net(image)
+        sum(out.float().square().mean() for out in outs).backward()
+        gradients.append(net.layers[0].blocks[0].modulation.focal_layers[1][0].weight.grad)
+        net.zero_grad()
+    torch.testing.assert_close(*gradients, rtol=0.1, atol=0.05 * gradients[0].abs().max().item())
+
+
 def test_frozen_stages_survive_train():
     net = small(frozen_stages=2)
     assert net.train() is net
@@ -153,6 +175,30 @@ def test_variant_follows_its_formula(variant):
     torch.manual_seed(0)
     modulation, x = FocalModulation(4, 3, 3, variant=variant), torch.randn(2, 7, 5, 4)
     torch.testing.assert_close(modulation(x), by_the_formula(modulation, x))
+
+
+@pytest.mark.parametrize('levels', [0, 1, 3])
+@pytest.mark.parametrize('normalize_modulator', [False, True])
+def test_steps_at_once_have_the_gradients_of_the_steps_by_themselves(levels, normalize_modulator):
+    m = FocalModulation(4, levels, 3, normalize_modulator=normalize_modulator).double()
+    context, gates = (torch.randn(2, c, 5, 6, dtype=torch.double, requires_grad=True)
+                      for c in (4, levels + 1))
+    wanted = (context, gates, *m.focal_layers.parameters())
+    at_once, by_steps = m.gather(context, gates), m.aggregate(m.contextualize(context), gates)
+    grad = torch.randn_like(at_once)
+    torch.testing.assert_close(at_once, by_steps)
+    torch.testing.assert_close(torch.autograd.grad(at_once, wanted, grad),
+                               torch.autograd.grad(by_steps, wanted, grad))
+
+
+def test_backward_stores_no_activation_that_it_can_compute_again():
+    m = FocalModulation(8, 3, 3)
+    stored = []
+    context, gates = torch.randn(1, 8, 6, 6, requires_grad=True), torch.randn(1, 4, 6, 6)
+    with torch.autograd.graph.saved_tensors_hooks(stored.append, lambda t: t):
+        m.gather(context, gates)
+    maps = [t for t in stored if t.shape == context.shape]
+    assert len(maps) == 1 + 3
 
 
 def test_variants_share_the_parameters_of_focal_modulation():
