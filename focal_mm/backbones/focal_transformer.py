@@ -7,7 +7,9 @@ the official code.
 """
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import product, repeat
+from itertools import product
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..weights.resize import (FittedModule, fit_neighbour_bias, fit_pooling, fit_position_bias,
                               surroundings)
@@ -83,7 +86,7 @@ def fine_offsets(window_size: int, expand_size: int) -> list[tuple[int, int]]:
 
 def gather_plan(height: int, width: int, window_size: int, expand_size: int, focal_window: int,
                 levels: int, shift: int, device: torch.device
-                ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+                ) -> tuple[Tensor, Tensor, tuple[None, Tensor | None]]:
     """Which tokens each window attends to (Figure 4): itself, its surroundings, and its region of
     each pooled map.
 
@@ -101,8 +104,8 @@ def gather_plan(height: int, width: int, window_size: int, expand_size: int, foc
 
     Returns:
         tuple: For each window its own tokens, shape (windows, window_size^2); its keys, shape
-        (windows, keys), which begin with them; what to add to the scores, shape (windows, 1 or
-        window_size^2, keys), or None for nothing; and what :func:`way_home` returns.
+        (windows, keys), which begin with them; and, after None, what to add to the scores, shape
+        (windows, 1, 1 or window_size^2, keys), or None for nothing.
     """
     rows, cols = ((n + window_size - 1) // window_size for n in (height, width))
     row, col = (torch.arange(n, device=device)[:, None] for n in (rows, cols))
@@ -123,7 +126,7 @@ def gather_plan(height: int, width: int, window_size: int, expand_size: int, foc
         keys.append((first + y[:, None, :, None] * broad + x[:, None, :]).flatten(2))
         first += tall * broad
     keys, outside = (torch.cat(parts, -1).flatten(0, 1) for parts in (keys, outside))
-    mask = outside[:, None] * MASKED if levels or shift else None
+    mask = outside[:, None, None] * MASKED if levels or shift else None
 
     own = keys[:, :window_size**2]
     if shift:
@@ -131,19 +134,12 @@ def gather_plan(height: int, width: int, window_size: int, expand_size: int, foc
         y, x = (torch.arange(n, device=device) >= n - shift for n in (high, wide))
         area = (2 * y[:, None] + x).flatten()[own]
         apart = (area[:, None] != area[:, :, None]) * MASKED
-        mask = mask + F.pad(apart, (0, keys.shape[1] - window_size**2))
-    return own, keys, mask, way_home(own, height, width, high, wide, shift)
-
-
-def way_home(own: Tensor, height: int, width: int, high: int, wide: int, shift: int) -> Tensor:
-    """For each token of a height x width map its number among the windows' own tokens, shape
-    (height * width), where these are of the map padded to high x wide and then shifted."""
-    y, x = (torch.arange(n, device=own.device) - shift for n in (height, width))
-    return own.flatten().argsort()[((y % high)[:, None] * wide + x % wide).flatten()]
+        mask = mask + F.pad(apart, (0, keys.shape[1] - window_size**2))[:, None]
+    return own, keys, (None, mask)
 
 
 def nearest_plan(height: int, width: int, window_size: int, topk: int, levels: int, shift: int,
-                 device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                 device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Which tokens each window attends to in the faster version: of each map those nearest to the
     token in the middle of the window.
 
@@ -185,18 +181,138 @@ def nearest_plan(height: int, width: int, window_size: int, topk: int, levels: i
         places.append((level * (2 * high - 1) + down) * (2 * wide - 1) + right)
         keys.append(level * high * wide + key)
     keys, places = torch.cat(keys, -1), torch.cat(places, -1)[:, None]
-    home = way_home(own, height, width, high, wide, shift)
-    return own.to(device), keys.to(device), places.to(device), home.to(device)
+    return own.to(device), keys.to(device), places.to(device)
 
 
-def _kept(plan: Callable) -> Callable:
-    """A plan is the same for all blocks of a stage and all images of one size, so it is made once;
-    outside inference mode, for training may meet it next."""
-    kept = lru_cache(maxsize=16)(torch.inference_mode(False)(plan))
-    return lambda *args: (plan if torch.compiler.is_compiling() else kept)(*args)
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def kept_chunks(most: int, part: Callable, plan: Callable, height: int, width: int,
+                window_size: int, *args) -> list[tuple[Tensor, Tensor, Any]]:
+    """A plan in chunks, whole rows of windows or parts of a row. All blocks of a stage share it,
+    and all images of one size; training may meet what was made in inference mode.
+
+    Args:
+        most (int): Windows of a chunk.
+        part (Callable): Takes the keys and places of some windows out of a plan, see
+            :meth:`WindowAttention.part`.
+        plan (Callable): :func:`gather_plan` or :func:`nearest_plan`.
+        height, width, window_size, args: What the plan is for.
+
+    Returns:
+        list: For each chunk its own tokens, its keys, and its places.
+    """
+    own, keys, places = plan(height, width, window_size, *args)
+    windows = torch.arange(len(own), device=own.device)
+    windows = windows.split(max(1, most // -(-width // window_size)) * -(-width // window_size))
+    return [(own[some], *part(keys, places, some))
+            for rows in windows for some in rows.tensor_split(-(-len(rows) // most))]
 
 
-_kept_gather_plan, _kept_nearest_plan = _kept(gather_plan), _kept(nearest_plan)
+def rows_of_heads(own: Tensor, keys: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Where the queries, and the keys and values, of each window and head are among the rows of a
+    (tokens, 3 * heads, channels) map: shapes (windows, heads, window_size^2) and (2, windows,
+    heads, keys)."""
+    head = torch.arange(3 * heads, device=keys.device).view(3, 1, heads, 1)
+    return own[:, None] * 3 * heads + head[0], keys[:, None] * 3 * heads + head[1:]
+
+
+def attend(qkv: Tensor, own: Tensor, keys: Tensor, bias: Tensor, dropout: float = 0.) -> Tensor:
+    """Each window's tokens to its keys.
+
+    Args:
+        qkv (Tensor): Queries, keys and values, shape (rows, channels of a head).
+        own (Tensor): Rows of the queries, see :func:`rows_of_heads`.
+        keys (Tensor): Rows of the keys and of the values.
+        bias (Tensor): What is added to the scores; broadcasts to (windows, heads, window_size^2,
+            keys).
+        dropout (float): Dropout rate of the attention weights. Default: 0.
+
+    Returns:
+        Tensor: Shape (windows * window_size^2, C), in the order of the windows' own tokens.
+    """
+    query, pair = (qkv.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+                   for rows in (own, keys))
+    out = F.scaled_dot_product_attention(query, *pair.unbind(0), bias.to(query), dropout)
+    return out.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+class ChunkedAttention(torch.autograd.Function):
+    """Attention of windows to the keys gathered for them, some windows at a time. What is gathered
+    and the scores stay in the processor's cache, and in the backward pass they are made again:
+    memory grows with the map, not with the windows times their keys.
+
+    The arguments of ``apply`` are the queries, keys and values of all tokens, shape (N, tokens,
+    3 * C); how many of the tokens have queries; what ``score_bias`` is given beside the places of a
+    chunk, and ``score_bias`` itself, see :meth:`WindowAttention.score_bias`; the chunks, see
+    :func:`kept_chunks`; and the number of heads. The result has shape (N, tokens with queries, C).
+    """
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, queries: int, bias: Tensor, score_bias: Callable,
+                chunks: list[tuple], heads: int) -> Tensor:
+        out = qkv.new_empty(len(qkv), queries, qkv.shape[-1] // 3)
+        for image, (own, keys, places) in product(range(len(qkv)), chunks):
+            out[image].index_copy_(0, own.flatten(), attend(
+                qkv[image].view(-1, out.shape[-1] // heads), *rows_of_heads(own, keys, heads),
+                score_bias(bias, places)))
+        ctx.save_for_backward(qkv, bias, out)
+        ctx.rest = score_bias, chunks, heads
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, bias, out = ctx.saved_tensors
+        score_bias, chunks, heads = ctx.rest
+        dim = out.shape[-1] // heads
+        scale = dim**-0.5
+        # Many windows add to the gradient of one key: half precision would lose the small ones.
+        exact = torch.promote_types(qkv.dtype, torch.float32)
+        of_qkv = torch.zeros_like(qkv, dtype=exact)
+        of_bias = torch.zeros_like(bias)
+        bias = bias.detach().requires_grad_()
+        grad = grad.contiguous()
+        slope = (grad * out).unflatten(-1, (heads, dim)).sum(-1)
+
+        # Memory that is asked for anew for each chunk would cost more than what is done in it.
+        own, keys = (max(chunk[i].numel() for chunk in chunks) * heads for i in range(2))
+        space = {name: qkv.new_empty(size) for name, size in dict(
+            query=own * dim, out=own * dim, pair=2 * keys * dim,
+            score=keys * chunks[0][0].shape[1], weight=keys * chunks[0][0].shape[1]).items()}
+        space['sum'] = torch.empty_like(space['pair'], dtype=exact)
+
+        def of(name: str, *shape: int) -> Tensor:
+            return space[name][:prod(shape)].view(shape)
+
+        for image, (own, keys, places) in product(range(len(qkv)), chunks):
+            (windows, tokens), count = own.shape, keys.shape[1]
+            rows, pairs = (x.flatten() for x in rows_of_heads(own, keys, heads))
+            own = (own[:, None] * heads + torch.arange(heads, device=own.device)[:, None]).flatten()
+            q, to_out, pair = (
+                torch.index_select(x[image].view(-1, dim), 0, which, out=of(name, len(which), dim))
+                for name, x, which in
+                (('query', qkv, rows), ('out', grad, own), ('pair', qkv, pairs)))
+            q, to_out = (x.view(-1, tokens, dim) for x in (q, to_out))
+            k, v = pair.view(2, -1, count, dim)
+
+            with torch.enable_grad():
+                added = score_bias(bias, places)
+            score = of('score', windows, heads, tokens, count).copy_(added.detach())
+            score = score.flatten(0, 1).baddbmm_(q, k.mT, alpha=scale)
+            weight = torch.softmax(score, -1, out=of('weight', *score.shape))
+            # The derivative of softmax, with what the values are multiplied by.
+            torch.bmm(to_out, v.mT, out=score)
+            score.sub_(slope[image].flatten().index_select(0, own).view(-1, tokens, 1)).mul_(weight)
+            to_added = score.unflatten(0, (windows, heads)).sum_to_size(added.shape)
+            of_bias += torch.autograd.grad(added, bias, to_added.to(added))[0]
+
+            torch.bmm(weight.mT, to_out, out=v)
+            to_query = to_out.baddbmm_(score, k, beta=0, alpha=scale).view(-1, dim)
+            k.baddbmm_(score.mT, q, beta=0, alpha=scale)
+            of_rows = of_qkv[image].view(-1, dim)
+            of_rows.index_copy_(0, rows, to_query.to(exact))
+            of_rows.index_add_(0, pairs, of('sum', *pair.shape).copy_(pair))
+        return of_qkv.to(qkv), None, of_bias, None, None, None
 
 
 class WindowAttention(nn.Module):
@@ -241,63 +357,48 @@ class WindowAttention(nn.Module):
         Returns:
             Tensor: Shape (N, height, width, C), rolled back and without the padding.
         """
-        batch, high, wide, dim = maps[0].shape
-        own, keys, places, home = self.plan(height, width, shift, maps[0].device)
-        tokens = torch.cat([level.flatten(1, 2) for level in maps], 1)
-        # From here on the images of a batch are one row of windows, and of tokens.
-        image = torch.arange(batch, device=tokens.device)[:, None]
-        home = image * own.numel() + home
-        own, keys = ((image[..., None] * tokens.shape[1] + part).flatten(0, 1)
-                     for part in (own, keys))
-        tokens = tokens.flatten(0, 1)
-
-        weight = self.qkv.weight.split((dim, 2 * dim))
-        bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split((dim, 2 * dim))
-        query = F.linear(F.embedding(own, tokens), weight[0], bias[0])
-        query = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        places = None if places is None else places.repeat(batch, 1, 1)
-        shared = (F.linear(tokens, weight[1], bias[1]), self.position_bias(high, wide).to(query))
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            out = self._attend(query, keys, places, *shared)
+        high, wide, dim = maps[0].shape[1:]
+        qkv = self.qkv(torch.cat([level.flatten(1, 2) for level in maps], 1))
+        bias = self.position_bias(high, wide)
+        dropout = self.attn_drop if self.training else 0.
+        plan, *sizes = self.plan(height, width, shift, qkv.device)
+        if dropout or torch.compiler.is_compiling():
+            own, keys, places = plan(*sizes)
+            # The images of a batch are one row of windows, and of tokens.
+            image = torch.arange(qkv.shape[0], device=qkv.device)[:, None, None]
+            bias = self.score_bias(bias, places).expand(own.shape[0], -1, -1, -1)
+            rows = ((image * qkv.shape[1] + part).flatten(0, 1) for part in (own, keys))
+            out = attend(qkv.view(-1, dim // self.num_heads), *rows_of_heads(*rows, self.num_heads),
+                         bias.repeat(qkv.shape[0], 1, 1, 1), dropout)
+            # To roll back and to slice would bind a graph of any size to some sizes.
+            y, x = (torch.arange(n, device=qkv.device) - shift for n in (height, width))
+            home = own.flatten().argsort()[((y % high)[:, None] * wide + x % wide)]
+            out = F.embedding(image * own.numel() + home, out)
         else:
-            # All windows together gather many times the map; so many at a time stay in the cache.
-            parts = (query.split(64), keys.split(64),
-                     repeat(None) if places is None else places.split(64))
-            out = torch.cat([self._attend(*part, *shared) for part in zip(*parts)])
-        out = F.embedding(home, out.transpose(1, 2).reshape(-1, dim))
-        return self.proj_drop(self.proj(out)).unflatten(1, (height, width))
+            # The scores of so many windows stay in the cores' caches; elsewhere, few large steps.
+            cores = torch.get_num_threads() if qkv.is_cpu else 1024
+            chunks = kept_chunks(max(1, 24 * cores // self.num_heads), self.part, plan, *sizes)
+            out = ChunkedAttention.apply(qkv, high * wide, bias, self.score_bias, chunks,
+                                         self.num_heads).unflatten(1, (high, wide))
+            if shift:
+                out = out.roll((shift, shift), (1, 2))
+            out = out[:, :height, :width]
+        return self.proj_drop(self.proj(out))
 
-    def _attend(self, query: Tensor, keys: Tensor, places: Tensor | None, key_value: Tensor,
-                bias: Tensor) -> Tensor:
-        """Each window's queries to its keys.
+    def plan(self, height: int, width: int, shift: int, device: torch.device) -> tuple:
+        """The function that plans for a map of this size, and what it is to be given."""
+        raise NotImplementedError
 
-        Args:
-            query (Tensor): Shape (windows, num_heads, window_size^2, C / num_heads).
-            keys (Tensor): Rows of ``key_value``, shape (windows, keys).
-            places (Tensor or None): What the plan knows of each window's keys beside.
-            key_value (Tensor): Shape (tokens, 2 * C).
-            bias (Tensor): As :meth:`position_bias` gives it.
-
-        Returns:
-            Tensor: Of the shape of ``query``.
-        """
-        # An embedding gathers rows as indexing does, and its gradient is faster.
-        gathered = F.embedding(keys, key_value).unflatten(-1, (2, self.num_heads, -1))
-        key, value = gathered.permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(
-            query, key, value, self.score_bias(bias, places),
-            self.attn_drop if self.training else 0.)
-
-    def plan(self, height: int, width: int, shift: int, device: torch.device
-             ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """The plan for a map of this size."""
+    @staticmethod
+    def part(keys: Tensor, places: Any, windows: Tensor) -> tuple[Tensor, Any]:
+        """The keys and places of some windows of a plan."""
         raise NotImplementedError
 
     def position_bias(self, high: int, wide: int) -> Tensor:
         """The learned biases of a high x wide map, which all windows share."""
         raise NotImplementedError
 
-    def score_bias(self, bias: Tensor, places: Tensor | None) -> Tensor:
+    def score_bias(self, bias: Tensor, places: Any) -> Tensor:
         """What is added to the scores of some windows, for their places in the plan: broadcasts
         to (windows, num_heads, window_size^2, keys)."""
         raise NotImplementedError
@@ -365,15 +466,27 @@ class FocalAttention(WindowAttention, FittedModule):
                                  relative_index(window_size, region), persistent=False)
         self.relative_position_bias_table_to_windows = nn.ParameterList(tables)
 
-    def plan(self, height: int, width: int, shift: int, device: torch.device
-             ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """See :func:`gather_plan`."""
-        return _kept_gather_plan(height, width, self.window_size, self.expand_size,
-                                 self.focal_window, self.pooled_levels, shift, device)
+    def plan(self, height: int, width: int, shift: int, device: torch.device) -> tuple:
+        """For :func:`gather_plan`."""
+        return (gather_plan, height, width, self.window_size, self.expand_size, self.focal_window,
+                self.pooled_levels, shift, device)
 
-    def score_bias(self, bias: Tensor, places: Tensor | None) -> Tensor:
-        """The biases, and the mask of the plan for all heads."""
-        return bias if places is None else bias + places[:, None].to(bias)
+    @staticmethod
+    def part(keys: Tensor, places: tuple, windows: Tensor) -> tuple[Tensor, tuple]:
+        """Without the keys that are outside of the map for all the windows, and without a mask
+        where the others are inside for all."""
+        keys, mask = keys[windows], places[1]
+        if mask is None:
+            return keys, places
+        inside = (mask[windows] == 0).flatten(0, 2).any(0).nonzero().flatten()
+        mask = mask[windows][..., inside]
+        return keys[:, inside], (inside, mask if mask.any() else None)
+
+    def score_bias(self, bias: Tensor, places: tuple[Tensor | None, Tensor | None]) -> Tensor:
+        """The biases of the keys that the plan has kept, and its mask."""
+        kept, mask = places
+        bias = bias if kept is None else bias.index_select(-1, kept)
+        return bias if mask is None else bias + mask.to(bias)
 
     def position_bias(self, high: int, wide: int) -> Tensor:
         """B of Eq. 3, whatever the map's size: shape (1, num_heads, window_size^2, keys)."""
@@ -448,11 +561,15 @@ class NearestAttention(WindowAttention):
                           nn.Linear(dim // num_heads, num_heads))
             for _ in range(pooled_levels + 1))
 
-    def plan(self, height: int, width: int, shift: int, device: torch.device
-             ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """See :func:`nearest_plan`."""
-        return _kept_nearest_plan(height, width, self.window_size, self.topk, self.pooled_levels,
-                                  shift, device)
+    def plan(self, height: int, width: int, shift: int, device: torch.device) -> tuple:
+        """For :func:`nearest_plan`."""
+        return (nearest_plan, height, width, self.window_size, self.topk, self.pooled_levels, shift,
+                device)
+
+    @staticmethod
+    def part(keys: Tensor, places: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing is left out."""
+        return keys[windows], places[windows]
 
     def position_bias(self, high: int, wide: int) -> Tensor:
         """B by how far down and to the right of the key the query is: shape (1 + pooled_levels,
@@ -551,7 +668,10 @@ class FocalTransformerBlock(BaseModule):
         shift = 0 if self.shift_size and min(height, width) <= side else self.shift_size
         rows, cols = (height + side - 1) // side, (width + side - 1) // side
         # The padding is attended to, as in the official code.
-        x = F.pad(x, (0, 0, 0, cols * side - width, 0, rows * side - height))
+        lacking = 0, 0, 0, cols * side - width, 0, rows * side - height
+        # Zeros of nothing would be a copy; but a graph of any size does not ask how many.
+        if torch.compiler.is_compiling() or any(lacking):
+            x = F.pad(x, lacking)
         if shift:
             x = x.roll((-shift, -shift), (1, 2))
         maps = [x]

@@ -231,6 +231,26 @@ def test_nearest_attention_follows_its_definition(pooled_levels, shift):
     torch.testing.assert_close(attn(levels, 5, 7, shift), expected[:, :5, :7])
 
 
+@pytest.mark.parametrize('precision', [torch.double, torch.bfloat16])
+@pytest.mark.parametrize('version', [dict(expand_size=2, focal_window=3, pooled_levels=2),
+                                     dict(topk=9, pooled_levels=1)])
+def test_chunks_give_what_all_windows_at_once_do(version, precision, monkeypatch):
+    attn = (NearestAttention if 'topk' in version else FocalAttention)(
+        32, 16, window_size=4, **version).double()
+    levels = [torch.randn(2, 20 * 2**k // 4, 28 * 2**k // 4, 32, dtype=torch.double)
+              for k in (2, 0, 1)[:1 + version['pooled_levels']]]
+    results = []
+    for at_once in (False, True):
+        monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: at_once)
+        attn.zero_grad()
+        inputs = [x.to(precision).requires_grad_() for x in levels]
+        out = attn.to(precision)(inputs, 18, 26, 1)
+        out.square().sum().backward()
+        results.append([out, *(x.grad for x in inputs), *(p.grad for p in attn.parameters())])
+    for ours, theirs in zip(*results):
+        assert (ours - theirs).norm() < (1e-9 if precision == torch.double else 0.03) * theirs.norm()
+
+
 def test_map_of_one_window_is_not_shifted():
     shifted = FocalTransformerBlock(8, 2, window_size=4, shift_size=2)
     plain = FocalTransformerBlock(8, 2, window_size=4)
