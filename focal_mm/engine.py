@@ -36,7 +36,7 @@ class RunParser(ArgumentParser):
         self.add_argument('config', help="a config file, or one of a package's: "
                           'focal_mm::mask_rcnn/focalnet_t_1x.py, mmdet::...')
         self.add_argument('--work-dir', help='where logs and checkpoints go; default: '
-                          "the config's work_dir, else work_dirs/<name of the config>")
+                          "the config's work_dir, else work_dirs/<its path below configs/>")
         self.add_argument('--mini', action='store_true', help='the built-in mini dataset of the '
                           "config's task and a schedule of minutes on a CPU, from scratch")
         self.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
@@ -88,7 +88,8 @@ def load_config(config: str, work_dir: str | None = None, mini: bool = False,
 
     Args:
         config (str): A file, or ``PACKAGE::PATH``.
-        work_dir (str, optional): Default: the config's own, else ``work_dirs/<its name>``.
+        work_dir (str, optional): Default: the config's own, else ``work_dirs/<its path below
+            configs/>``, for configs in two folders may have one name.
         mini (bool): See :func:`focal_mm.datasets.use_mini`.
         scratch (bool): See :func:`focal_mm.datasets.from_scratch`.
         amp (bool): Mixed precision. Without a GPU it is off, whatever the config says.
@@ -106,13 +107,22 @@ def load_config(config: str, work_dir: str | None = None, mini: bool = False,
     elif scratch:
         cfg = from_scratch(cfg)
     _override(cfg, options or {})
-    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(config).stem}'
+    cfg.work_dir = work_dir or cfg.get('work_dir') or _work_dir(config)
     cfg.launcher = launcher
     if amp:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     if get_device() == 'cpu':
         _leave_out_gpu(cfg)
     return cfg
+
+
+def _work_dir(config: str) -> str:
+    parts = Path(config.rpartition('::')[2]).with_suffix('').parts
+    if 'configs' in parts:
+        parts = parts[len(parts) - parts[::-1].index('configs'):]
+    elif '::' not in config:
+        parts = parts[-1:]
+    return str(Path('work_dirs', *parts))
 
 
 def _read_config(name: str) -> Config:

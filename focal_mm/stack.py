@@ -22,7 +22,7 @@ _STACK = {
 _PREFIX = 'focal_mm::'
 # An installed focal_mm brings configs/ along as mim expects; in a source tree it lies beside us.
 _MIM = Path(__file__).parent / '.mim'
-_CONFIGS = (_MIM if _MIM.is_dir() else Path(__file__).parents[1]) / 'configs'
+CONFIGS = (_MIM if _MIM.is_dir() else Path(__file__).parents[1]) / 'configs'
 
 
 def check() -> None:
@@ -139,10 +139,10 @@ def register_on_demand(module: str, *names: str) -> None:
 
 def _find(name: str) -> str:
     relative = name.removeprefix(_PREFIX)
-    path = _CONFIGS / relative
+    path = CONFIGS / relative
     if not path.is_file():
-        known = [file.relative_to(_CONFIGS).as_posix() for file in _CONFIGS.rglob('*.py')]
+        known = [file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob('*.py')]
         near = difflib.get_close_matches(relative, known)
-        hint = f'near it: {", ".join(near)}' if near else f'see {_CONFIGS}'
+        hint = f'near it: {", ".join(near)}' if near else f'see {CONFIGS}'
         raise FileNotFoundError(f'focal_mm has no config {name}; {hint}')
     return str(path)

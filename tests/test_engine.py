@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -30,8 +32,13 @@ def test_options_come_after_mini():
     assert cfg.train_cfg.max_epochs == 1
 
 
-def test_work_folder_is_called_after_the_config():
-    assert load_config(CONFIG).work_dir == 'work_dirs/focalnet_t_1x'
+def test_work_folder_is_called_after_the_config_and_its_folder(tmp_path, monkeypatch):
+    assert load_config(CONFIG).work_dir == 'work_dirs/mask_rcnn/focalnet_t_1x'
+    path = Path(__file__).parents[1] / 'configs' / 'mask_rcnn' / 'focalnet_t_1x.py'
+    assert load_config(str(path)).work_dir == 'work_dirs/mask_rcnn/focalnet_t_1x'
+    monkeypatch.chdir(tmp_path)
+    Path('mine.py').write_text(f'_base_ = {CONFIG!r}')
+    assert load_config('mine.py').work_dir == 'work_dirs/mine'
     assert load_config(CONFIG, 'elsewhere').work_dir == 'elsewhere'
 
 

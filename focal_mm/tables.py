@@ -1,0 +1,265 @@
+"""The papers' tables, with what is measured here beside the papers' figures."""
+import json
+import re
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from pathlib import Path
+
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .datasets.mini import library
+from .stack import CONFIGS
+
+# Relative difference to a paper's figure from which on a row has to give a reason.
+TOLERANCE = 0.015
+# What runs write, for the names in the metafiles, and the factor to the papers' percent.
+METRICS = {
+    **{f'{kind} AP{paper}': (f'coco/{ours}_mAP{suffix}', 100)
+       for kind, ours in (('box', 'bbox'), ('mask', 'segm'))
+       for paper, suffix in (('', ''), ('50', '_50'), ('75', '_75'), ('s', '_s'), ('m', '_m'),
+                             ('l', '_l'))},
+    'mIoU': ('mIoU', 1),
+    'PQ': ('coco_panoptic/PQ', 1),
+    'Top 1 Accuracy': ('accuracy/top1', 1),
+}
+# Regions for which the papers' counter runs the heads of a two-stage detector.
+BOXES, MASKS = 1000, 100
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A row of a paper's table and its config.
+
+    Attributes:
+        config (str): Below ``configs/`` and without suffix: ``mask_rcnn/focalnet_t_1x``.
+        table (str): ``FocalNet, Table 5``.
+        params (float or None): The paper's parameters in millions.
+        flops (float or None): The paper's FLOPs (multiply-adds) in G.
+        metrics (dict): The paper's results in percent.
+        note (str): Why parameters or FLOPs differ, where they do.
+    """
+    config: str
+    table: str
+    params: float | None
+    flops: float | None
+    metrics: dict[str, float]
+    note: str
+
+    @property
+    def path(self) -> Path:
+        """The config's file."""
+        return CONFIGS / f'{self.config}.py'
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters in millions; multiply-adds in G, of the products with weights and of those of
+    activations with each other, which are attention's."""
+    params: float
+    flops: float
+    attention: float
+
+
+def rows() -> list[Row]:
+    """All rows of the papers that have a config, table by table."""
+    found = []
+    for path in yaml.safe_load((CONFIGS.parent / 'model-index.yml').read_text())['Import']:
+        for model in yaml.safe_load((CONFIGS.parent / path).read_text())['Models']:
+            about = model['Metadata']
+            if 'Paper Table' in about:
+                metrics = {name: value for result in model.get('Results', ())
+                           for name, value in result['Metrics'].items()}
+                found.append(Row(
+                    model['Config'].removeprefix('configs/').removesuffix('.py'),
+                    about['Paper Table'], about.get('Parameters (M)'), about.get('FLOPs (G)'),
+                    metrics, about.get('Note', '')))
+    return sorted(found, key=lambda row: (row.table.rpartition(' ')[0],
+                                          int(row.table.rpartition(' ')[2])))
+
+
+def find(text: str) -> list[Row]:
+    """The rows of the tables that ``text`` names: ``'FocalNet, Table 5'``, or in short ``'focalnet
+    5'``, ``'mixformer'``, or nothing for all.
+
+    Raises:
+        ValueError: If it names none.
+    """
+    def words(name: str) -> set[str]:
+        return set(re.findall(r'\w+', name.lower())) - {'table'}
+
+    every = rows()
+    found = ([row for row in every if row.table == text]
+             or [row for row in every if words(text) <= words(row.table)])
+    if not found:
+        names = dict.fromkeys(row.table for row in every)
+        raise ValueError(f'{text}: no such table; there are {"; ".join(names)}')
+    return found
+
+
+def measure(cfg: Config) -> Cost:
+    """Counts a config's parameters and multiply-adds at the papers' input.
+
+    That is 1280x800 for detectors, with 1000 regions for boxes and 100 for masks; for segmentors
+    as high as the training crop and four times as wide; for classifiers and pose estimators the
+    test crop. Nothing is computed, but for the heads of Mask2Former, which need real maps.
+    """
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+        image = torch.empty(1, 3, *_input_size(cfg))
+    deform = torch.ops.torchvision.deform_conv2d.default
+    with torch.no_grad(), FlopCounterMode(
+            display=False, custom_mapping={deform: _deform_conv_flops}) as counter:
+        if hasattr(model, 'roi_head'):
+            _run_two_stages(model, image)
+        elif 'Mask2Former' in cfg.model.get('decode_head', cfg.model).type:
+            _run_mask2former(model, image)
+        elif hasattr(model, 'bbox_head'):
+            model.bbox_head(model.extract_feat(image))
+        else:
+            model(image)
+    counts = counter.get_flop_counts()['Global']
+    attention = sum(count for op, count in counts.items() if 'bmm' in str(op))
+    params = sum(parameter.numel() for parameter in model.parameters())
+    # The counter counts additions too.
+    return Cost(params / 1e6, (sum(counts.values()) - attention) / 2e9, attention / 2e9)
+
+
+def _input_size(cfg: Config) -> tuple[int, int]:
+    """(H, W) in pixels."""
+    if library(cfg) == 'mmdet':
+        return 800, 1280
+    if library(cfg) == 'mmseg':
+        return cfg.crop_size[0], 4 * cfg.crop_size[0]
+    side, = (step.crop_size for step in cfg.test_dataloader.dataset.pipeline
+             if step.type == 'CenterCrop')
+    return side, side
+
+
+def _deform_conv_flops(image: tuple, weight: tuple, *_, out_shape: tuple, **__) -> int:
+    return 2 * torch.Size(weight).numel() * torch.Size(out_shape[2:]).numel() * out_shape[0]
+
+
+def _run_two_stages(model: nn.Module, image: Tensor) -> None:
+    maps = model.extract_feat(image)
+    head, channels = model.roi_head, maps[0].shape[1]
+    box_heads, mask_heads = (
+        part if isinstance(part, nn.ModuleList) else [part] * (part is not None)
+        for part in (head.bbox_head, getattr(head, 'mask_head', None)))
+    if hasattr(model.rpn_head, 'num_proposals'):  # Sparse R-CNN, whose regions are learned
+        count = model.rpn_head.num_proposals
+        extra = (image.new_empty(1, count, channels), )
+    else:
+        count, extra = BOXES, ()
+        model.rpn_head(maps)
+    if getattr(head, 'semantic_head', None) is not None:
+        head.semantic_head(maps)
+    for box_head in box_heads:
+        box_head(image.new_empty(count, channels, 7, 7), *extra)
+    flow = None  # of HTC, from a mask head to the next
+    for mask_head in mask_heads:
+        regions = image.new_empty(MASKS, channels, 14, 14)
+        if getattr(head, 'mask_info_flow', False):
+            _, flow = mask_head(regions, flow)
+        else:
+            mask_head(regions)
+
+
+def _run_mask2former(model: nn.Module, image: Tensor) -> None:
+    head = getattr(model, 'panoptic_head', None) or model.decode_head
+    # The pixel decoder reads sizes from a tensor, and on the meta device there is nothing in one.
+    head.to_empty(device='cpu')([torch.zeros(x.shape) for x in model.extract_feat(image)], [])
+
+
+def results(folder: Path, since: float = 0) -> dict[str, float]:
+    """What the last test in a work folder found, and nothing if it was before the time ``since``
+    or there was none."""
+    written = {file.stat().st_mtime: file for file in folder.glob('*/*.json')}
+    last = max(written, default=-1)
+    return json.loads(written[last].read_text()) if last >= since else {}
+
+
+def ours(row: Row, work_dirs: Path) -> dict[str, float]:
+    """The row's metrics, in percent, as far as there are runs: ``work_dirs/CONFIG``, and its
+    folder ``tta`` for those of several scales."""
+    one, several = results(work_dirs / row.config), results(work_dirs / row.config / 'tta')
+    found = {}
+    for name in row.metrics:
+        key, factor = METRICS.get(name.removesuffix(' ms'), (name, 1))
+        value = (several if name.endswith(' ms') else one).get(key)
+        if value is not None:
+            found[name] = round(factor * value, 1)
+    return found
+
+
+def render(costs: dict[Row, Cost], metrics: dict[Row, dict[str, float]], html: bool = False) -> str:
+    """The tables, one after the other, the paper's figures before ours.
+
+    Args:
+        costs (dict): Each row's :func:`measure`, in the order of :func:`rows`.
+        metrics (dict): Each row's :func:`ours`.
+        html (bool): HTML instead of Markdown. Default: False.
+    """
+    parts = []
+    for table, group in groupby(costs, key=lambda row: row.table):
+        members = list(group)
+        names = list(dict.fromkeys(name for row in members for name in row.metrics))
+        header = ['config', 'parameters (M)', 'FLOPs (G)', 'attention (G)', 'differs', *names]
+        body = [cells(row, costs[row], metrics[row], names) for row in members]
+        notes = [f'`{row.config}`: {row.note}.' for row in members if row.note]
+        parts.append((_html if html else _markdown)(table, header, body, notes))
+    return '\n\n'.join(parts) + '\n'
+
+
+def cells(row: Row, cost: Cost, metrics: dict[str, float], names: list[str]) -> list[str]:
+    """One line of a table."""
+    digits = 1 if cost.flops < 100 else 0
+    pairs = [f'{_figure(row.metrics.get(name))} / {_figure(metrics.get(name))}'
+             if name in row.metrics else '' for name in names]
+    return [row.config, f'{_figure(row.params)} / {cost.params:.1f}',
+            f'{_figure(row.flops)} / {cost.flops:.{digits}f}',
+            f'{cost.attention:.1f}' if cost.attention else '', differences(row, cost), *pairs]
+
+
+def differences(row: Row, cost: Cost) -> str:
+    """What is further from the paper than :data:`TOLERANCE`, after rounding as the paper rounds.
+
+    The papers' counters take attention's products in, or leave them out: FLOPs differ if the
+    paper's lie outside of both ways to count.
+    """
+    found = []
+    for name, paper, low, high in (('parameters', row.params, cost.params, cost.params),
+                                   ('FLOPs', row.flops, cost.flops, cost.flops + cost.attention)):
+        if paper is None:
+            continue
+        rounding = 0.5 if isinstance(paper, int) else 0.05
+        nearest = min(max(paper, low), high)
+        if abs(nearest - paper) > max(TOLERANCE * paper, rounding):
+            found.append(f'{name} {100 * (nearest / paper - 1):+.1f} %')
+    return ', '.join(found)
+
+
+def _figure(value: float | None) -> str:
+    return '–' if value is None else f'{value:g}'
+
+
+def _markdown(title: str, header: list[str], body: list[list[str]], notes: list[str]) -> str:
+    lines = [header, ['---'] * len(header), *body]
+    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return '\n\n'.join([f'## {title}', table, *notes])
+
+
+def _html(title: str, header: list[str], body: list[list[str]], notes: list[str]) -> str:
+    def line(texts: list[str], tag: str) -> str:
+        return '<tr>' + ''.join(f'<{tag}>{escape(text)}</{tag}>' for text in texts) + '</tr>'
+
+    table = '\n'.join([line(header, 'th'), *(line(texts, 'td') for texts in body)])
+    paragraphs = [f'<p>{escape(note)}</p>' for note in notes]
+    return '\n'.join([f'<h2>{escape(title)}</h2>', f'<table>\n{table}\n</table>', *paragraphs])

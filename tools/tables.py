@@ -1,0 +1,26 @@
+"""Print the papers' tables with what is measured here: parameters, FLOPs, results of runs."""
+from pathlib import Path
+
+from mmengine.config import Config
+
+from focal_mm import tables
+from focal_mm.engine import ArgumentParser, one_line_errors
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument('table', nargs='?', default='', help="as 'FocalNet, Table 5', or shorter: "
+                        'focalnet 5, mixformer; default: all')
+    parser.add_argument('--html', action='store_true', help='HTML instead of Markdown')
+    parser.add_argument('--work-dirs', type=Path, default=Path('work_dirs'),
+                        help='where results are looked for; default: %(default)s')
+    args = parser.parse_args()
+    with one_line_errors():
+        rows = tables.find(args.table)
+        costs = {row: tables.measure(Config.fromfile(row.path)) for row in rows}
+        metrics = {row: tables.ours(row, args.work_dirs) for row in rows}
+        print(tables.render(costs, metrics, args.html), end='')
+
+
+if __name__ == '__main__':
+    main()
