@@ -241,7 +241,7 @@ def differences(row: Row, cost: Cost) -> str:
             continue
         rounding = 0.5 if isinstance(paper, int) else 0.05
         nearest = min(max(paper, low), high)
-        if abs(nearest - paper) > max(TOLERANCE * paper, rounding):
+        if abs(nearest - paper) - rounding > TOLERANCE * paper:
             found.append(f'{name} {100 * (nearest / paper - 1):+.1f} %')
     return ', '.join(found)
 

@@ -17,7 +17,7 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Casts tensors as autocast would for a convolution or a linear layer; a
     :class:`torch.autograd.Function` has to do it itself."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == 'meta' or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t.dtype == torch.double else t.to(dtype) for t in tensors)

@@ -476,7 +476,7 @@ class FocalAttention(WindowAttention, FittedModule):
         """Without the keys that are outside of the map for all the windows, and without a mask
         where the others are inside for all."""
         keys, mask = keys[windows], places[1]
-        if mask is None:
+        if mask is None or mask.is_meta:  # where a tensor has no values
             return keys, places
         inside = (mask[windows] == 0).flatten(0, 2).any(0).nonzero().flatten()
         mask = mask[windows][..., inside]
