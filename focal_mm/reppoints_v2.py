@@ -85,7 +85,7 @@ class BiFPNLayer(BaseModule):
 
 
 class BiFPN(BaseModule):
-    """EfficientDet's neck (Tan et al., 2020, section 3), as Swin Transformer's RepPoints V2 uses it:
+    """EfficientDet's neck (Tan et al., 2020, section 3), as in Swin Transformer's RepPoints V2:
     levels beyond the backbone's are max-pooled from its last one.
 
     Args:
