@@ -8,10 +8,11 @@ from . import stack
 
 stack.check()
 
-from . import ops, panoptic  # noqa: E402
+from . import keypoints, ops, panoptic  # noqa: E402
 
 ops.install()
 panoptic.install()
+keypoints.install()
 stack.register_configs()
 
 from . import backbones, weights  # noqa: E402

@@ -222,8 +222,10 @@ def use_tta(cfg: Config) -> None:
     mmdet merges boxes only, so a mask head is left out and boxes alone are evaluated.
 
     Raises:
-        ValueError: If the model predicts masks without a mask head.
+        ValueError: If the model predicts masks without a mask head, or is mmpose's.
     """
+    if library(cfg) == 'mmpose':
+        raise ValueError('--tta: mmpose flips by itself, model.test_cfg.flip_test')
     for dataset in datasets_of(cfg.test_dataloader):
         dataset.pipeline = cfg.get('tta_pipeline') or _flipped_too(dataset.pipeline)
     default = dict(

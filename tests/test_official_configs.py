@@ -1,11 +1,11 @@
 """Our FocalNet configs beside the authors', field by field.
 
-``official_configs.json`` holds what the files of microsoft/FocalNet set, in the words of mmdet 2 and
-mmseg 0; here they are put into those of mmdet 3 and mmseg 1. What differs on purpose:
+``official_configs.json`` holds what the files of microsoft/FocalNet set, in the words of mmdet 2
+and mmseg 0; here they are put into those of mmdet 3 and mmseg 1. What differs on purpose:
 
 - Batches: 8 GPUs x 2 images for all, where some files have one image a GPU, for 16 GPUs.
-- Norms do not decay. The official key for that, ``norm``, misses those of the heads, which are named
-  ``bn`` and ``gn``, by their names alone; so it would most of MixFormer's.
+- Norms do not decay. The official key for that, ``norm``, misses the norms of heads by their names
+  alone, ``bn`` and ``gn``; so it would most of MixFormer's.
 - mmdet 3 always suppresses level by level and cuts the proposals once, so that of mmdet 2's
   ``nms_across_levels`` and ``nms_post`` nothing is left.
 """

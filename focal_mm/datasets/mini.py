@@ -6,8 +6,8 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from .shapes import (GROUND, IMAGE_SIZE, NUM_IMAGES, PALETTE, SHAPES, mini_ade20k, mini_coco,
-                     mini_imagenet)
+from .shapes import (GROUND, IMAGE_SIZE, KEYPOINTS, NUM_IMAGES, PALETTE, SHAPES, mini_ade20k,
+                     mini_coco, mini_imagenet)
 
 EPOCHS = 2
 BATCH_SIZE = 4
@@ -21,12 +21,13 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 SIZE_KEYS = ('scale', 'scales', 'img_scale', 'img_scales', 'crop_size', 'size', 'border',
              'random_size_range', 'stride')
 # The last transform of a pipeline, which packs an image for the models of one library.
-PACKERS = dict(PackDetInputs='mmdet', PackSegInputs='mmseg', PackInputs='mmpretrain')
+PACKERS = dict(PackDetInputs='mmdet', PackSegInputs='mmseg', PackInputs='mmpretrain',
+               PackPoseInputs='mmpose')
 
 
 def library(cfg: Config) -> str | None:
-    """For which library's models a config packs its images: ``'mmdet'``, ``'mmseg'`` or
-    ``'mmpretrain'``. None: for another's."""
+    """For which library's models a config packs its images: ``'mmdet'``, ``'mmseg'``,
+    ``'mmpretrain'`` or ``'mmpose'``. None: for another's."""
     return next((PACKERS[step] for step in _steps(cfg) if step in PACKERS), None)
 
 
@@ -74,15 +75,16 @@ def from_scratch(cfg: Config) -> Config:
 def use_mini(cfg: Config) -> Config:
     """The same model, losses and pipelines, trained on a mini dataset in minutes on a CPU.
 
-    What changes: the datasets (detection, instance and panoptic segmentation: ``mini_coco``;
-    semantic segmentation: ``mini_ade20k``; classification: ``mini_imagenet``) and their metrics;
-    the number of classes; every image scale and crop, so that the shorter test side is 128 pixels
-    and the others are not far from it; the numbers of sampled regions, proposals and detections;
-    the batch size, the length of the schedule with its warm-up and steps in proportion, and the
-    learning rate that goes with them. Weights are those of :func:`from_scratch`, and the seed is fixed.
+    What changes: the datasets (detection, instance and panoptic segmentation, keypoints:
+    ``mini_coco``; semantic segmentation: ``mini_ade20k``; classification: ``mini_imagenet``) and
+    their metrics; the number of classes; every image scale and crop, so that the shorter test side
+    is 128 pixels and the others are not far from it; the numbers of sampled regions, proposals and
+    detections; the batch size, the length of the schedule with its warm-up and steps in proportion,
+    and the learning rate that goes with them. Weights are those of :func:`from_scratch`, and the
+    seed is fixed.
 
     Args:
-        cfg (Config): Any config for mmdet, mmseg or mmpretrain; it is left as it is.
+        cfg (Config): Any config for mmdet, mmseg, mmpretrain or mmpose; it is left as it is.
 
     Raises:
         ValueError: If there is no mini dataset for the config's task.
@@ -96,10 +98,12 @@ def use_mini(cfg: Config) -> Config:
         _use_coco(cfg, classes)
     elif library(cfg) == 'mmpretrain' and cfg.model.get('type', '').endswith('ImageClassifier'):
         _use_imagenet(cfg, classes)
+    elif library(cfg) == 'mmpose' and cfg.model.head.get('type', '').endswith('HeatmapHead'):
+        _use_keypoints(cfg)
     else:
         raise ValueError('--mini has data for detection, instance and panoptic segmentation '
-                         '(mmdet), semantic segmentation (mmseg) and classification (mmpretrain), '
-                         f'and none for {cfg.filename}')
+                         '(mmdet), semantic segmentation (mmseg), classification (mmpretrain) and '
+                         f'top-down heatmaps of keypoints (mmpose), and none for {cfg.filename}')
     _shrink_images(cfg)
     _set_num_classes(cfg.model, len(classes))
     _sample_fewer_regions(cfg.model)
@@ -181,6 +185,26 @@ def _use_ade20k(cfg: Config, classes: tuple[str, ...]) -> None:
     for key in ('val_evaluator', 'test_evaluator'):
         if cfg.get(key) is not None:
             cfg[key] = dict(type='mmseg.IoUMetric', iou_metrics=['mIoU'])
+
+
+def _use_keypoints(cfg: Config) -> None:
+    root = f'{mini_coco()}/'
+    keypoints = {i: dict(name=name, id=i, color=PALETTE[i], type='lower' if name == 'bottom' else
+                         'upper', swap=dict(left='right', right='left').get(name, ''))
+                 for i, name in enumerate(KEYPOINTS)}
+    metainfo = dict(dataset_name='mini_coco', keypoint_info=keypoints, skeleton_info={},
+                    joint_weights=[1.] * len(KEYPOINTS), sigmas=[0.05] * len(KEYPOINTS))
+    for key in LOADERS:
+        split = 'train2017' if key == 'train_dataloader' else 'val2017'
+        for dataset in list(datasets_of(cfg.get(key))):
+            _replace(dataset, type='mmpose.BaseCocoStyleDataset', data_root=root,
+                     data_mode='topdown', ann_file=f'annotations/person_keypoints_{split}.json',
+                     data_prefix=dict(img=f'{split}/'), metainfo=metainfo)
+    cfg.model.head.out_channels = len(KEYPOINTS)
+    for key in ('val_evaluator', 'test_evaluator'):
+        if cfg.get(key) is not None:
+            cfg[key] = dict(type='mmpose.CocoMetric',
+                            ann_file=f'{root}annotations/person_keypoints_val2017.json')
 
 
 def _use_imagenet(cfg: Config, classes: tuple[str, ...]) -> None:

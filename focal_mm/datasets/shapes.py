@@ -21,12 +21,13 @@ from ..panoptic import id2rgb
 
 SHAPES = ('circle', 'square', 'triangle')
 GROUND = 'ground'
+KEYPOINTS = ('top', 'right', 'bottom', 'left')
 PALETTE = [(66, 133, 244), (234, 67, 53), (52, 168, 83), (160, 160, 160)]
 
 IMAGE_SIZE = 128
 NUM_IMAGES = {'train': 288, 'val': 32}
 # Raise it whenever a drawn pixel or a written byte changes: caches of other versions are left be.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass
@@ -53,8 +54,10 @@ def mini_coco(root: str | Path | None = None, seed: int = 0) -> Path:
     ``annotations/instances_{train,val}2017.json`` with boxes and polygons, a crowd region as
     run lengths, ``{train,val}2017/*.jpg``, ``stuffthingmaps/{train,val}2017/*.png`` for
     heads that want semantic maps too (0 to 2 are the shapes, 255 all else), and
-    ``annotations/panoptic_{train,val}2017.json`` with ``annotations/panoptic_{train,val}2017/*.png``
-    for panoptic segmentation, in which the ground is the one kind of stuff.
+    ``annotations/panoptic_{train,val}2017.json`` with maps in a folder of that name for panoptic
+    segmentation, in which the ground is the one kind of stuff, and
+    ``annotations/person_keypoints_{train,val}2017.json``, where the keypoints of every shape are
+    its highest, rightmost, lowest and leftmost pixels.
 
     Args:
         root (str or Path, optional): The folder to hold the dataset. Default: a folder in the
@@ -227,7 +230,7 @@ def _write_coco(root: Path, seed: int) -> None:
         panoptic_maps = root / 'annotations' / f'panoptic_{split}2017'
         for folder in (images, semantic_maps, panoptic_maps):
             folder.mkdir(parents=True)
-        annotations, panoptic = [], []
+        annotations, keypoints, panoptic = [], [], []
         for index in range(count):
             scene = draw_scene(seed, split, index)
             name = f'{index + 1:012}'
@@ -238,11 +241,13 @@ def _write_coco(root: Path, seed: int) -> None:
                 annotations.append(dict(
                     image_id=index + 1, category_id=label + 1, iscrowd=0, bbox=_box(mask),
                     area=int(mask.sum()), segmentation=[_polygon(mask)]))
+                keypoints.append(_extremes(mask))
             if scene.crowd.any():
                 annotations.append(dict(
                     image_id=index + 1, category_id=scene.crowd_label + 1, iscrowd=1,
                     bbox=_box(scene.crowd), area=int(scene.crowd.sum()),
                     segmentation=_run_lengths(scene.crowd)))
+                keypoints.append([])
             Image.fromarray(semantic).save(semantic_maps / f'{name}.png')
             ids, segments = _segments(scene)
             Image.fromarray(id2rgb(ids)).save(panoptic_maps / f'{name}.png')
@@ -254,11 +259,23 @@ def _write_coco(root: Path, seed: int) -> None:
             images=[dict(id=i + 1, file_name=f'{i + 1:012}.jpg', width=IMAGE_SIZE,
                          height=IMAGE_SIZE) for i in range(count)])
         instances = [dict(id=i + 1, **fields) for i, fields in enumerate(annotations)]
+        kind_of_all = dict(id=1, name='shape', supercategory='shape', keypoints=KEYPOINTS,
+                           skeleton=[])
+        people = [dict(fields, category_id=1, num_keypoints=len(KEYPOINTS), keypoints=corners)
+                  for fields, corners in zip(instances, keypoints) if corners]
         for kind, content in (
+                ('person_keypoints', dict(categories=[kind_of_all], annotations=people)),
                 ('instances', dict(categories=categories, annotations=instances)),
                 ('panoptic', dict(categories=[*categories, ground], annotations=panoptic))):
             path = root / 'annotations' / f'{kind}_{split}2017.json'
             path.write_text(json.dumps(dict(common, **content)))
+
+
+def _extremes(mask: np.ndarray) -> list[int]:
+    """COCO's x, y and 2, visible, of each of ``KEYPOINTS``."""
+    rows, columns = np.nonzero(mask)
+    pixels = (rows.argmin(), columns.argmax(), rows.argmax(), columns.argmin())
+    return [int(value) for pixel in pixels for value in (columns[pixel], rows[pixel], 2)]
 
 
 def _segments(scene: Scene) -> tuple[np.ndarray, list[dict]]:
