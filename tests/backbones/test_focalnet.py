@@ -103,6 +103,15 @@ def test_graph_has_no_break():
     torch.testing.assert_close(compiled(image), net(image))
 
 
+def test_exported_net_takes_every_size():
+    net, dynamic = small(focal_windows=9), torch.export.Dim.DYNAMIC
+    exported = torch.export.export(net, (torch.randn(1, 3, 64, 96), ),
+                                   dynamic_shapes=({2: dynamic, 3: dynamic}, )).module()
+    for size in ((97, 33), (128, 64)):
+        image = torch.randn(1, 3, *size)
+        torch.testing.assert_close(exported(image), net(image))
+
+
 def test_compiled_net_trains_with_the_same_gradients():
     net = small()
     image, gradients = torch.randn(1, 3, 40, 33), []
