@@ -5,6 +5,7 @@ convolution sees the same memory as a channels-last (N, C, H, W).
 """
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 
 import torch
@@ -94,6 +95,20 @@ def fix_statistics(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             child.eval()
+
+
+@contextmanager
+def kept_statistics(module: nn.Module) -> Iterator[None]:
+    """Within it no BatchNorm of a module counts what passes among its running statistics."""
+    norms = [(child, child.momentum, child.num_batches_tracked) for child in module.modules()
+             if isinstance(child, nn.modules.batchnorm._BatchNorm)]
+    for norm, *_ in norms:
+        norm.momentum, norm.num_batches_tracked = 0., None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in norms:
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def log_changes(backbone: nn.Module, _: object) -> None:
@@ -273,7 +288,9 @@ class Stage(nn.Module):
         """(N, H, W, C) -> (N, H, W, C), before the step down."""
         for block in self.blocks:
             if self.with_cp and x.requires_grad:
-                x = checkpoint(block, x, use_reentrant=False)
+                # What passes BatchNorm again is no other batch.
+                x = checkpoint(block, x, use_reentrant=False, context_fn=lambda block=block: (
+                    nullcontext(), kept_statistics(block)))
             else:
                 x = block(x)
         return x

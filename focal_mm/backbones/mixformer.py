@@ -19,6 +19,29 @@ from .layers import (Mlp, Stage, StagedBackbone, fix_statistics, lack, per_stage
                      relative_index, resolve_arch)
 
 
+def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm in eval mode multiplies by, and what it adds then, a channel."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+@torch.no_grad()
+def fold_before(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """Makes a convolution give what the norm after it would."""
+    scale, shift = affine(norm)
+    layer.weight.mul_(scale.view(-1, 1, 1, 1))
+    layer.bias.mul_(scale).add_(shift)
+
+
+@torch.no_grad()
+def fold_after(norm: nn.BatchNorm2d, layer: nn.Linear | nn.Conv2d) -> None:
+    """Makes a layer do what the norm of its last inputs would; a convolution must not pad."""
+    scale, shift = affine(norm)
+    weight = layer.weight[:, -len(scale):].view(len(layer.weight), len(scale), -1)
+    layer.bias.add_(weight.sum(-1) @ shift)
+    weight.mul_(scale[:, None])
+
+
 class PooledBatchNorm(nn.BatchNorm2d):
     """BatchNorm of globally pooled maps. A lone image has no variance over the batch: in training
     the running statistics stand in for it."""
@@ -171,6 +194,17 @@ class MixingAttention(FittedModule):
         origin = origin.permute(0, 2, 1, 3).reshape(-1, size**2)
         return origin[:, :, None] != origin[:, None]
 
+    def fold_norms(self) -> None:
+        """See :meth:`MixFormer.fold_norms`."""
+        for branch in (self.dwconv3x3, self.channel_interaction, self.spatial_interaction):
+            if branch is not None:
+                fold_before(*branch[:2])
+                branch[1] = nn.Identity()
+        if self.parallel:
+            # Between the projection and its norm there may be the spatial interaction.
+            fold_after(self.conv_norm, self.proj)
+            self.conv_norm = nn.Identity()
+
     def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Interpolates the position bias of another window size, zero-pads or crops another
         depth-wise kernel.
@@ -284,6 +318,12 @@ class ConvStem(BaseModule):
         x = F.pad(x, (0, lack(width, self.patch_size), 0, lack(height, self.patch_size)))
         return self.norm(self.proj(self.stem(x)).permute(0, 2, 3, 1))
 
+    def fold_norms(self) -> None:
+        """See :meth:`MixFormer.fold_norms`."""
+        for i in range(0, len(self.stem), 3):
+            fold_before(*self.stem[i:i + 2])
+            self.stem[i + 1] = nn.Identity()
+
 
 class ConvMerging(nn.Module):
     """Step between two stages: BatchNorm and a 2x2 convolution of stride 2.
@@ -303,6 +343,11 @@ class ConvMerging(nn.Module):
         # The official code takes even maps only. Odd ones are padded before the norm, as in Swin.
         x = F.pad(x, (0, lack(x.shape[3], 2), 0, lack(x.shape[2], 2)))
         return self.reduction(self.norm(x)).permute(0, 2, 3, 1)
+
+    def fold_norms(self) -> None:
+        """See :meth:`MixFormer.fold_norms`."""
+        fold_after(self.norm, self.reduction)
+        self.norm = nn.Identity()
 
 
 def _arch(embed_dims: int, depths: tuple[int, ...], num_heads: tuple[int, ...],
@@ -438,4 +483,29 @@ class MixFormer(StagedBackbone):
         super().train(mode)
         if self.norm_eval:
             fix_statistics(self)
+        return self
+
+    def fold_norms(self) -> 'MixFormer':
+        """For inference: every BatchNorm, with its running statistics, becomes part of the layer
+        beside it. The maps stay the same to 1e-5; less is computed and stored.
+
+        Checkpoints come first, since a folded network has other parameters, and is not to be
+        trained. A second call changes nothing.
+
+        Returns:
+            MixFormer: Itself.
+
+        Raises:
+            RuntimeError: In training mode, where the statistics are the batch's.
+        """
+        if self.training:
+            raise RuntimeError('MixFormer.fold_norms: the network is in training mode; '
+                               'call eval() first')
+        if any(isinstance(module, nn.BatchNorm2d) for module in self.modules()):
+            self.patch_embed.fold_norms()
+            for stage in self.layers:
+                for block in stage.blocks:
+                    block.attn.fold_norms()
+                if stage.downsample is not None:
+                    stage.downsample.fold_norms()
         return self

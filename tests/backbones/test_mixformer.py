@@ -118,6 +118,35 @@ def test_recomputed_blocks_give_the_same_gradients():
     torch.testing.assert_close(*gradients)
 
 
+def test_recomputed_blocks_count_a_batch_once():
+    image, statistics = torch.randn(2, 3, 32, 40), []
+    for with_cp in (False, True):
+        net = small(with_cp=with_cp).train()
+        for _ in range(2):
+            sum(out.square().mean() for out in net(image)).backward()
+        statistics.append(list(net.buffers()))
+    torch.testing.assert_close(*statistics)
+
+
+# ---- BatchNorm folded for inference ------------------------------------------------------------
+
+
+@pytest.mark.parametrize('variant', [*VARIANTS, dict(channel_interaction=False),
+                                     dict(spatial_interaction=False)])
+def test_folded_net_gives_the_same_maps(variant):
+    net = small(**variant)
+    expected = maps(net, 33, 47)
+    assert net.fold_norms() is net
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    for ours, theirs in zip(maps(net.fold_norms(), 33, 47), expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_net_in_training_is_not_folded():
+    with pytest.raises(RuntimeError, match=r'training mode; call eval\(\)'):
+        small().train().fold_norms()
+
+
 # ---- BatchNorm in training ---------------------------------------------------------------------
 
 
