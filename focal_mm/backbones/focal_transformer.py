@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from ..weights.resize import (FittedModule, fit_neighbour_bias, fit_pooling, fit_position_bias,
                               surroundings)
-from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, per_stage, relative_index,
+from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, is_graph, per_stage, relative_index,
                      resolve_arch)
 
 
@@ -84,6 +84,13 @@ def fine_offsets(window_size: int, expand_size: int) -> list[tuple[int, int]]:
     return window + [(i + dy, j + dx) for dy, dx, i, j in surroundings(window_size, expand_size)]
 
 
+def wrap(index: Tensor, side: int) -> Tensor:
+    """An index up to a side beyond a map's ends, counted from the other end there. The remainder
+    is the same, but ONNX has none by a symbol."""
+    index = torch.where(index < 0, index + side, index)
+    return torch.where(index < side, index, index - side)
+
+
 def gather_plan(height: int, width: int, window_size: int, expand_size: int, focal_window: int,
                 levels: int, shift: int, device: torch.device
                 ) -> tuple[Tensor, Tensor, tuple[None, Tensor | None]]:
@@ -112,7 +119,7 @@ def gather_plan(height: int, width: int, window_size: int, expand_size: int, foc
     high, wide = rows * window_size, cols * window_size
     # Beyond the border the official code meets the opposite side, for it rolls the map.
     y, x = torch.tensor(fine_offsets(window_size, expand_size), device=device).unbind(-1)
-    y, x = (row * window_size + y) % high, (col * window_size + x) % wide
+    y, x = wrap(row * window_size + y, high), wrap(col * window_size + x, wide)
     keys = [y[:, None] * wide + x]
     outside = [torch.zeros_like(keys[0], dtype=torch.bool)]
     first = high * wide
@@ -173,7 +180,7 @@ def nearest_plan(height: int, width: int, window_size: int, topk: int, levels: i
         nearest = [
             (-(part[:, None, :, None].float()**2 + x[:, None].float()**2).sqrt())
             .flatten(2).flatten(0, 1).topk(min(topk, tall * broad)).indices
-            for part in ([y] if torch.compiler.is_compiling() else y.split(1))]
+            for part in ([y] if is_graph() else y.split(1))]
         key = torch.cat(nearest)
         window = torch.arange(rows * cols)[:, None]
         down = y[window // cols, key // broad] * unit + high - 1
@@ -362,7 +369,7 @@ class WindowAttention(nn.Module):
         bias = self.position_bias(high, wide)
         dropout = self.attn_drop if self.training else 0.
         plan, *sizes = self.plan(height, width, shift, qkv.device)
-        if dropout or torch.compiler.is_compiling():
+        if dropout or is_graph():
             own, keys, places = plan(*sizes)
             # The images of a batch are one row of windows, and of tokens.
             image = torch.arange(qkv.shape[0], device=qkv.device)[:, None, None]
@@ -372,7 +379,7 @@ class WindowAttention(nn.Module):
                          bias.repeat(qkv.shape[0], 1, 1, 1), dropout)
             # To roll back and to slice would bind a graph of any size to some sizes.
             y, x = (torch.arange(n, device=qkv.device) - shift for n in (height, width))
-            home = own.flatten().argsort()[((y % high)[:, None] * wide + x % wide)]
+            home = own.flatten().argsort()[wrap(y, high)[:, None] * wide + wrap(x, wide)]
             out = F.embedding(image * own.numel() + home, out)
         else:
             # The scores of so many windows stay in the cores' caches; elsewhere, few large steps.
@@ -670,7 +677,7 @@ class FocalTransformerBlock(BaseModule):
         # The padding is attended to, as in the official code.
         lacking = 0, 0, 0, cols * side - width, 0, rows * side - height
         # Zeros of nothing would be a copy; but a graph of any size does not ask how many.
-        if torch.compiler.is_compiling() or any(lacking):
+        if is_graph() or any(lacking):
             x = F.pad(x, lacking)
         if shift:
             x = x.roll((-shift, -shift), (1, 2))

@@ -241,7 +241,7 @@ def test_chunks_give_what_all_windows_at_once_do(version, precision, monkeypatch
               for k in (2, 0, 1)[:1 + version['pooled_levels']]]
     results = []
     for at_once in (False, True):
-        monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: at_once)
+        monkeypatch.setattr('focal_mm.backbones.focal_transformer.is_graph', lambda: at_once)
         attn.zero_grad()
         inputs = [x.to(precision).requires_grad_() for x in levels]
         out = attn.to(precision)(inputs, 18, 26, 1)
