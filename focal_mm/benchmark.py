@@ -4,12 +4,15 @@ import ctypes
 import gc
 import importlib.util
 import json
+import os
 import platform
 import statistics
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -82,7 +85,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
                          "as FocalNet(arch='tiny_lrf', focal_windows=9)") from None
 
 
-def build(text: str) -> nn.Module:
+def build(text: str) -> 'nn.Module | PaddleNet':
     """Builds a network.
 
     Args:
@@ -92,6 +95,8 @@ def build(text: str) -> nn.Module:
               ``mmpretrain.ConvNeXt``;
             - one of timm, its feature maps: ``timm.focalnet_tiny_lrf``;
             - a class in a file, whose folder it may import from: ``path/focalnet.py:FocalNet``;
+            - a class of Paddle, run by a Python that has Paddle, in a process of its own:
+              ``paddle@path/python:path/mixformer.py:MixFormer_B4``;
             - a config of ours or of OpenMMLab, ``configs/....py`` or ``mmdet::...``: the whole
               model.
 
@@ -99,6 +104,8 @@ def build(text: str) -> nn.Module:
         ValueError: If there is no such network.
     """
     name, arguments = parse(text)
+    if name.startswith('paddle@'):
+        return PaddleNet(*_split(name.removeprefix('paddle@'), 3), arguments)
     if '.py:' in name:
         return _class_of_file(*name.rsplit(':', 1))(**arguments)
     if name.endswith('.py'):
@@ -121,6 +128,64 @@ def build(text: str) -> nn.Module:
     return MODELS.build(dict(type=name, **arguments))
 
 
+def _split(text: str, count: int) -> list[str]:
+    parts = text.split(':')
+    if len(parts) != count:
+        raise ValueError(f'paddle@{text}: a peer in Paddle is paddle@PYTHON:FILE.py:CLASS')
+    return parts
+
+
+class PaddleNet:
+    """A network of Paddle in a child process, for Paddle and torch do not share one well.
+
+    Args:
+        python (str): An interpreter that has Paddle.
+        path (str): File with the class.
+        name (str): Its name in there, a class or a function that builds one.
+        arguments (dict): Its arguments.
+    """
+
+    child = """
+import importlib.util, json, sys
+import paddle
+path, name, arguments = json.loads(sys.argv[1])
+spec = importlib.util.spec_from_file_location('peer', path)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+net = getattr(module, name)(**arguments)
+for line in sys.stdin:
+    shape, train = json.loads(line)
+    net.train() if train else net.eval()
+    image = paddle.randn(shape)
+    with paddle.set_grad_enabled(train):
+        outs = net(image)
+        if train:
+            outs = outs if isinstance(outs, (list, tuple)) else [outs]
+            sum(out.square().mean() for out in outs).backward()
+            net.clear_gradients()
+    print('step done', flush=True)
+"""
+
+    def __init__(self, python: str, path: str, name: str, arguments: dict) -> None:
+        self.process = subprocess.Popen(
+            [python, '-c', self.child, json.dumps([path, name, arguments])], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=os.environ | dict(OMP_NUM_THREADS=str(torch.get_num_threads())))
+
+    def step(self, setting: Setting) -> None:
+        if setting.dtype != 'fp32' or setting.device != 'cpu':
+            raise ValueError('a peer in Paddle is measured in fp32 on the CPU only')
+        try:
+            shape = [setting.batch, 3, *setting.size]
+            print(json.dumps([shape, setting.train]), file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            pass  # its output has ended too
+        for line in self.process.stdout:
+            if line == 'step done\n':
+                return
+        raise ValueError(f'{self.process.args[0]}: the process with Paddle ended, see above why')
+
+
 def _class_of_file(path: str, name: str) -> type:
     if not Path(path).is_file():
         raise ValueError(f'{path}: no such file; a peer in a file is FILE.py:CLASS')
@@ -136,8 +201,10 @@ def _class_of_file(path: str, name: str) -> type:
 # ---- one step ------------------------------------------------------------------------------------
 
 
-def step_of(net: nn.Module, setting: Setting) -> Callable[[], None]:
+def step_of(net: nn.Module | PaddleNet, setting: Setting) -> Callable[[], None]:
     """A function without arguments that runs one step of a network."""
+    if isinstance(net, PaddleNet):
+        return partial(net.step, setting)
     net.to(setting.device).train(setting.train)
     inputs = _inputs(net, setting)
     precision = DTYPES[setting.dtype]
@@ -223,7 +290,8 @@ def compare(steps: dict[str, Callable[[], None]], rounds: int = 5, device: str =
     results = [Result(name) for name in steps]
     for result, step in zip(results, steps.values()):
         step()  # what is built once (plans, kernels) is not the step's own memory
-        result.memory = peak_memory(step, device)
+        if not isinstance(step, partial):  # that of another process
+            result.memory = peak_memory(step, device)
     for _ in range(rounds):
         for result, step in zip(results, steps.values()):
             start = perf_counter()

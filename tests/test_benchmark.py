@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -35,6 +36,35 @@ def test_class_in_a_file_may_import_from_its_folder(tmp_path):
         'import torch\nfrom beside_it import width\n'
         'class Net(torch.nn.Conv2d):\n    def __init__(self, out): super().__init__(width, out, 1)')
     assert benchmark.build(f'{tmp_path}/net.py:Net(out=5)').out_channels == 5
+
+
+def test_paddle_runs_in_another_process(tmp_path):
+    (tmp_path / 'paddle.py').write_text(  # as much of Paddle as the child uses
+        'import contextlib\nrandn = list\nset_grad_enabled = lambda on: contextlib.nullcontext()')
+    (tmp_path / 'net.py').write_text(
+        'import pathlib\n'
+        'class Net:\n'
+        '    def __init__(self, log): self.log = pathlib.Path(log)\n'
+        '    def eval(self): print("noise")\n'
+        '    def __call__(self, image): self.log.write_text(str(image))')
+    net = benchmark.build(
+        f'paddle@{sys.executable}:{tmp_path}/net.py:Net(log={str(tmp_path / "log")!r})')
+    net.process.kill()
+    with pytest.raises(ValueError, match='ended'):
+        benchmark.step_of(net, Setting((32, 64)))()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONPATH', str(tmp_path))
+        net = benchmark.build(
+            f'paddle@{sys.executable}:{tmp_path}/net.py:Net(log={str(tmp_path / "log")!r})')
+    result, = benchmark.compare(dict(net=benchmark.step_of(net, Setting((32, 64)))), 1)
+    net.process.kill()
+    assert (tmp_path / 'log').read_text() == '[1, 3, 32, 64]'
+    assert len(result.seconds) == 1 and result.memory is None
+
+
+def test_peer_in_paddle_that_lacks_a_part_is_refused():
+    with pytest.raises(ValueError, match='PYTHON:FILE.py:CLASS'):
+        benchmark.build('paddle@mixformer.py:MixFormer_B4')
 
 
 @pytest.mark.parametrize('train', [False, True])

@@ -38,7 +38,7 @@ def main() -> None:
         nets = {name: benchmark.build(name) for name in (args.network, *args.peer)}
         if args.compile:
             nets |= {f'compiled {name}': torch.compile(net, dynamic=True)
-                     for name, net in nets.items()}
+                     for name, net in nets.items() if not isinstance(net, benchmark.PaddleNet)}
         reports = []
         for dtype in args.dtype:
             for size in args.size:
