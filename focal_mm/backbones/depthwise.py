@@ -48,7 +48,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         Tensor: (N, C, H, W).
     """
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if wanted and not torch.jit.is_tracing():
         return DepthwiseConv2d.apply(*autocast(x, weight))
     return convolve(x, weight)
 

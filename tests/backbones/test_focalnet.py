@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.analysis import get_model_complexity_info
 from mmengine.registry import MODELS
 
 from focal_mm.backbones.focalnet import FocalModulation, FocalNet
@@ -110,6 +111,15 @@ def test_exported_net_takes_every_size():
     for size in ((97, 33), (128, 64)):
         image = torch.randn(1, 3, *size)
         torch.testing.assert_close(exported(image), net(image))
+
+
+def test_operations_are_counted_as_those_of_the_layers():
+    m = FocalModulation(8, 2, 3)
+    flops = get_model_complexity_info(m, inputs=torch.randn(1, 5, 5, 8), show_arch=False,
+                                      show_table=False)['flops']
+    convolutions = 9 + 25
+    products = (2 * 8 + 3) + 8 + 8
+    assert flops == pytest.approx(25 * 8 * (convolutions + products), rel=0.03)
 
 
 def test_compiled_net_trains_with_the_same_gradients():
