@@ -114,7 +114,7 @@ def measure(cfg: Config) -> Cost:
     with torch.device('meta'):
         model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
         image = torch.empty(1, 3, *_input_size(cfg))
-    deform = torch.ops.torchvision.deform_conv2d.default
+    deform = torch.ops.torchvision.deform_conv2d
     with torch.no_grad(), FlopCounterMode(
             display=False, custom_mapping={deform: _deform_conv_flops}) as counter:
         if hasattr(model, 'roi_head'):
