@@ -1,12 +1,14 @@
 # From a bare machine to a trained detector (make demo) and to all tests (make test).
 PYTHON ?= python3
+JOBS ?= 2
 
 help:
 	@echo 'make demo        train, evaluate and draw FocalNet-T Mask R-CNN on the mini dataset'
 	@echo 'make test        all tests, in .venv with the OneDL stack'
 	@echo 'make test-stock  the tests marked stock, in .venv-stock with the stock OpenMMLab stack'
 	@echo 'make clean       delete both environments and what builds left'
-	@echo 'PYTHON=python3.11 chooses the Python of a new environment, ARGS="-k ops" goes to pytest.'
+	@echo 'PYTHON=python3.11 chooses the Python of a new environment, ARGS="-k ops" goes to pytest,'
+	@echo 'which runs JOBS=2 tests at once.'
 
 demo: .venv/installed
 	@echo 'make: training the demo'
@@ -14,11 +16,11 @@ demo: .venv/installed
 
 test: .venv/installed
 	@echo 'make: all tests on the OneDL stack'
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n $(JOBS) $(ARGS)
 
 test-stock: .venv-stock/installed
 	@echo 'make: the tests marked stock, on the stock OpenMMLab stack'
-	@.venv-stock/bin/python -m pytest -m stock $(ARGS)
+	@.venv-stock/bin/python -m pytest -n $(JOBS) -m stock $(ARGS)
 
 clean:
 	rm -rf .venv .venv-stock build focal_mm.egg-info
@@ -46,7 +48,9 @@ clean:
 	@echo 'make: installing torch, the $(STACK) stack and focal_mm into $(@D)' \
 	    '(6 GB on disk; a few minutes from nothing)'
 	@$(@D)/bin/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt \
-	    -e '.[$(STACK),test]'
+	    -e '.[$(STACK),test,keypoints]'
+	@$(@D)/bin/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt \
+	    --no-deps mmpose
 	@rm -f $(@D)/unfinished
 	@touch $@
 

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from .datasets.mini import dicts, library
 from .engine import RunParser, check_files, load_config
 from .stack import CONFIGS
-from .tables import Row, results
+from .tables import Row, input_size, results
 from .weights import fetch
 
 GIB = 1024**3
@@ -70,10 +70,15 @@ def plan(row: Row, folder: Path, launcher: str = 'none', gpus: int = 1,
     return steps
 
 
-def check(row: Row, cfg: Config) -> None:
+def check(row: Row, cfg: Config, memory: int | None = None) -> None:
     """Makes sure that a row can be run here: its data, its weights, memory on the GPU.
 
     Weights that are not here yet are downloaded.
+
+    Args:
+        row (Row): The row.
+        cfg (Config): Its config, as :func:`load` reads it.
+        memory (int, optional): That of a GPU in bytes. Default: there is none.
 
     Raises:
         FileNotFoundError: If a file of the data is missing.
@@ -83,21 +88,21 @@ def check(row: Row, cfg: Config) -> None:
     for node in dicts(cfg.model):
         if str(node.get('checkpoint', '')).startswith('focal://'):
             fetch(node.checkpoint.removeprefix('focal://'))
-    if torch.cuda.is_available():
-        needed, (_, there) = training_memory(cfg), torch.cuda.mem_get_info()
-        if needed > there:
-            raise ValueError(
-                f'{row.config}: {cfg.train_dataloader.batch_size} images need at least '
-                f'{needed / GIB:.0f} GiB, and the GPU has {there / GIB:.0f}; take fewer, with '
-                '--cfg-options train_dataloader.batch_size=N, or model.backbone.with_cp=True')
+    needed = training_memory(cfg) if memory is not None else 0
+    if needed > (memory or 0):
+        raise ValueError(
+            f'{row.config}: {cfg.train_dataloader.batch_size} images need at least '
+            f'{needed / GIB:.0f} GiB, and the GPU has {memory / GIB:.0f}; take fewer, with '
+            '--cfg-options train_dataloader.batch_size=N, or model.backbone.with_cp=True')
 
 
 def training_memory(cfg: Config) -> int:
     """Bytes that a training step needs at least: weights, gradients, both moments of AdamW, and
     what the backbone and the neck keep of a batch for the backward pass. Nothing is computed."""
     init_default_scope(cfg.default_scope)
-    size = dict(mmdet=lambda: (800, 1344), mmseg=lambda: cfg.crop_size,
-                mmpretrain=lambda: (224, 224))[library(cfg)]()
+    size = (800, 1344) if library(cfg) == 'mmdet' else input_size(cfg)
+    if library(cfg) == 'mmseg':
+        size = cfg.crop_size
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -21,10 +21,14 @@ from .stack import CONFIGS
 TOLERANCE = 0.015
 # What runs write, for the names in the metafiles, and the factor to the papers' percent.
 METRICS = {
-    **{f'{kind} AP{paper}': (f'coco/{ours}_mAP{suffix}', 100)
-       for kind, ours in (('box', 'bbox'), ('mask', 'segm'))
-       for paper, suffix in (('', ''), ('50', '_50'), ('75', '_75'), ('s', '_s'), ('m', '_m'),
-                             ('l', '_l'))},
+    **{f'box AP{paper}': (f'coco/bbox_mAP{ours}', 100)
+       for paper, ours in (('', ''), ('50', '_50'), ('75', '_75'), ('s', '_s'), ('m', '_m'),
+                           ('l', '_l'))},
+    **{f'mask AP{paper}': (f'coco/segm_mAP{ours}', 100)
+       for paper, ours in (('', ''), ('50', '_50'), ('75', '_75'))},
+    **{f'LVIS mask AP{paper}': (f'lvis/segm_AP{paper}', 100) for paper in ('', '50', '75')},
+    **{f'AP{paper}': (f'coco/AP{ours}', 100)
+       for paper, ours in (('', ''), ('50', ' .5'), ('75', ' .75'))},
     'mIoU': ('mIoU', 1),
     'PQ': ('coco_panoptic/PQ', 1),
     'Top 1 Accuracy': ('accuracy/top1', 1),
@@ -113,7 +117,7 @@ def measure(cfg: Config) -> Cost:
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
-        image = torch.empty(1, 3, *_input_size(cfg))
+        image = torch.empty(1, 3, *input_size(cfg))
     deform = torch.ops.torchvision.deform_conv2d
     with torch.no_grad(), FlopCounterMode(
             display=False, custom_mapping={deform: _deform_conv_flops}) as counter:
@@ -124,7 +128,7 @@ def measure(cfg: Config) -> Cost:
         elif hasattr(model, 'bbox_head'):
             model.bbox_head(model.extract_feat(image))
         else:
-            model(image)
+            model(image, None)
     counts = counter.get_flop_counts()['Global']
     attention = sum(count for op, count in counts.items() if 'bmm' in str(op))
     params = sum(parameter.numel() for parameter in model.parameters())
@@ -132,12 +136,14 @@ def measure(cfg: Config) -> Cost:
     return Cost(params / 1e6, (sum(counts.values()) - attention) / 2e9, attention / 2e9)
 
 
-def _input_size(cfg: Config) -> tuple[int, int]:
-    """(H, W) in pixels."""
+def input_size(cfg: Config) -> tuple[int, int]:
+    """(H, W) in pixels of the image for which the papers count."""
     if library(cfg) == 'mmdet':
         return 800, 1280
     if library(cfg) == 'mmseg':
         return cfg.crop_size[0], 4 * cfg.crop_size[0]
+    if library(cfg) == 'mmpose':
+        return cfg.codec.input_size[1], cfg.codec.input_size[0]
     side, = (step.crop_size for step in cfg.test_dataloader.dataset.pipeline
              if step.type == 'CenterCrop')
     return side, side
@@ -192,7 +198,8 @@ def ours(row: Row, work_dirs: Path) -> dict[str, float]:
     one, several = results(work_dirs / row.config), results(work_dirs / row.config / 'tta')
     found = {}
     for name in row.metrics:
-        key, factor = METRICS.get(name.removesuffix(' ms'), (name, 1))
+        kind = 'LVIS ' if row.config.startswith('lvis/') else ''
+        key, factor = METRICS.get(kind + name.removesuffix(' ms'), (name, 1))
         value = (several if name.endswith(' ms') else one).get(key)
         if value is not None:
             found[name] = round(factor * value, 1)

@@ -20,6 +20,10 @@ import filler  # noqa: E402
 
 import focal_mm  # noqa: E402, F401  before any test module imports mmcv.ops
 
+# Tests that run at once share the processors.
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(
+    os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))))
+
 ARGUMENTS = dict(embed_dim='embed_dims', focal_topK='focal_topk')
 OMITTED = ('num_classes', 'drop_path_rate', 'img_size', 'use_layerscale')
 

@@ -27,6 +27,8 @@ def test_every_table_is_in_the_document_in_order():
 @pytest.mark.parametrize('config', ROWS)
 def test_documented_figures_are_those_of_the_model(config):
     row = ROWS[config]
+    if config.startswith('keypoint/'):
+        pytest.importorskip('mmpose')
     cost = tables.measure(Config.fromfile(row.path))
     line, = (line for line in DOCUMENT.splitlines() if line.startswith(f'| {config} |'))
     assert [cell.strip() for cell in line.split('|')[1:6]] == tables.cells(row, cost, {}, [])

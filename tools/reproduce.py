@@ -41,8 +41,9 @@ def main() -> None:
             for step in chain.from_iterable(plans.values()):
                 print(shlex.join(step.command), *['# done'] * step.done)
             return
+        memory = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
         for row in rows:  # all of them, before the first one takes days
-            reproduce.check(row, reproduce.load(row, args.work_dirs / row.config, options))
+            reproduce.check(row, reproduce.load(row, args.work_dirs / row.config, options), memory)
         for steps in plans.values():
             reproduce.run(steps)
         costs = {row: tables.measure(Config.fromfile(row.path)) for row in rows}
