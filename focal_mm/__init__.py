@@ -18,6 +18,7 @@ stack.register_configs()
 from . import backbones, weights  # noqa: E402
 
 weights.register()
+stack.register_on_demand('focal_mm.classifier', 'TokenClsHead')
 stack.register_on_demand('focal_mm.reppoints_v2', 'BiFPN', 'RepPointsV2Head', 'SeparateFocalLoss')
 
 __version__ = '0.1.0'

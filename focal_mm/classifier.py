@@ -1,17 +1,11 @@
-"""The head of the published classifiers, for mmpretrain's ``ImageClassifier``.
-
-Importing this module needs mmpretrain, so ``import focal_mm`` leaves it out. A config asks for it
-with ``custom_imports = dict(imports=['focal_mm', 'focal_mm.classifier'])``.
-"""
+"""The head of the published classifiers, for mmpretrain's ``ImageClassifier``."""
 from mmcv.cnn import build_activation_layer, build_norm_layer
-from mmengine.registry import MODELS
 from mmpretrain.models.heads import LinearClsHead
 from torch import Tensor, nn
 
 from .weights.resize import CheckpointError
 
 
-@MODELS.register_module()
 class TokenClsHead(LinearClsHead):
     """A norm of every token, the mean over the map, a linear layer.
 

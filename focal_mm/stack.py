@@ -118,7 +118,8 @@ def register_configs() -> None:
 
 
 def register_on_demand(module: str, *names: str) -> None:
-    """Registers classes that need mmdet without importing it: when one is built, their module is.
+    """Registers classes that need mmdet or mmpretrain without importing it: when one is built, their
+    module is.
 
     Args:
         module (str): Where they are; it registers nothing itself.

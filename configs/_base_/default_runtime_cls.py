@@ -1,3 +1,3 @@
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 
-custom_imports = dict(imports=['focal_mm', 'focal_mm.classifier'], allow_failed_imports=False)
+custom_imports = dict(imports=['focal_mm'], allow_failed_imports=False)
