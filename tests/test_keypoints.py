@@ -60,7 +60,7 @@ def test_index_gives_the_papers_figures():
 
 
 def test_config_takes_a_step_of_training_and_testing():
-    pytest.importorskip('mmpose', reason='mmpose is not installed (README, Keypoints)')
+    pytest.importorskip('mmpose', reason='mmpose is not installed (README)')
     cfg = use_mini(Config.fromfile(CONFIG))
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
