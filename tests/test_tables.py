@@ -73,7 +73,7 @@ def test_tables_are_named_whole_or_in_short():
     assert {row.table for row in tables.find('focalnet 1')} == {'FocalNet, Table 1'}
     assert {row.table for row in tables.find('Focal Transformer, Table 5')} == {
         'Focal Transformer, Table 5'}
-    assert tables.find('') == tables.find('table') and len(tables.find('')) == len(ROWS)
+    assert [row.config for row in tables.find('')] == list(ROWS)
     with pytest.raises(ValueError, match='focalnet 99: no such table; there are Focal'):
         tables.find('focalnet 99')
 
