@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from ..weights.resize import CheckpointError, FittedModule, fit_gates, fit_kernel
 from .depthwise import autocast, convolve, depthwise_conv2d, input_gradient, weight_gradient
-from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, is_graph, linear, per_stage,
-                     resolve_arch)
+from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, is_graph, is_plain, linear,
+                     per_stage, resolve_arch)
 
 
 class GatedContext(torch.autograd.Function):
@@ -166,7 +166,8 @@ class FocalModulation(FittedModule):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
         parts = (self.dim, self.dim, self.focal_level + 1)
-        if type(self.f) is nn.Linear and not is_graph():
+        plain = not is_graph() and is_plain(self.f, self.h, self.proj)
+        if plain:
             # Three products: the convolutions get a map of its own, not one to copy first.
             query, context, gates = (linear(x, *part) for part in zip(
                 self.f.weight.split(parts), self.f.bias.split(parts)))
@@ -179,12 +180,17 @@ class FocalModulation(FittedModule):
             context = self.act(self.h(self.contextualize(context)[-2])).permute(0, 2, 3, 1)
             out = F.linear(context, self.f.weight[:self.dim], self.f.bias[:self.dim])
         else:
-            context = self.gather(context, gates_map).permute(0, 2, 3, 1)
-            modulator = linear(context, self.h.weight.flatten(1), self.h.bias)
+            context = self.gather(context, gates_map)
+            if plain:
+                modulator = linear(context.permute(0, 2, 3, 1), self.h.weight.flatten(1), self.h.bias)
+            else:
+                modulator = self.h(context).permute(0, 2, 3, 1)
             out = query + modulator if self.variant == 'additive' else query * modulator
             if self.keep_maps:
                 self.gates, self.modulator = gates.detach(), modulator.detach()
-        return self.proj_drop(linear(self.ln(out), self.proj.weight, self.proj.bias))
+        out = self.ln(out)
+        out = linear(out, self.proj.weight, self.proj.bias) if plain else self.proj(out)
+        return self.proj_drop(out)
 
     def gather(self, context: Tensor, gates: Tensor) -> Tensor:
         """Steps 1 and 2: at once where nothing speaks against it, else as the paper has them.
@@ -197,7 +203,8 @@ class FocalModulation(FittedModule):
             Tensor: Shape (N, C, H, W).
         """
         if (self.variant not in ('focal', 'additive', 'no_gating') or type(self.act) is not nn.GELU
-                or self.act.approximate != 'none' or is_graph()):
+                or self.act.approximate != 'none' or is_graph()
+                or not is_plain(*(layer[0] for layer in self.focal_layers))):
             return self.aggregate(self.contextualize(context), gates)
         tensors = autocast(context, gates, *(layer[0].weight for layer in self.focal_layers))
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -215,7 +222,7 @@ class FocalModulation(FittedModule):
         """
         levels = [context]
         for layer in self.focal_layers:
-            if self.variant == 'pooling':
+            if self.variant == 'pooling' or not (is_graph() or is_plain(layer[0])):
                 levels.append(layer(levels[-1]))
             else:
                 levels.append(layer[1](depthwise_conv2d(levels[-1], layer[0].weight)))

@@ -128,6 +128,15 @@ def is_graph() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def is_plain(*modules: nn.Module) -> bool:
+    """Whether modules are as they were built, without an adapter in their place or a hook: then
+    what they compute may be computed from their weights."""
+    return all(
+        type(module) in (nn.Linear, nn.Conv2d) and not (
+            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+            or module._backward_pre_hooks) for module in modules)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """:func:`torch.nn.functional.linear` on the last axis.
 
@@ -213,8 +222,8 @@ class Mlp(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
         fused = (type(self.act) is nn.GELU and self.act.approximate == 'none'
-                 and type(self.fc1) is type(self.fc2) is nn.Linear
-                 and not (self.training and self.drop.p) and not is_graph())
+                 and not (self.training and self.drop.p) and not is_graph()
+                 and is_plain(self.fc1, self.fc2))
         if not fused:
             return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
         weights = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from mmengine.analysis import get_model_complexity_info
 from mmengine.registry import MODELS
 
-from focal_mm.backbones.focalnet import FocalModulation, FocalNet
+from focal_mm.backbones.focalnet import FocalModulation, FocalNet, FocalNetBlock
 from focal_mm.weights import CheckpointError
 
 pytestmark = pytest.mark.stock
@@ -341,3 +341,17 @@ def test_even_kernel_in_a_checkpoint_is_refused():
     state_dict[key] = torch.zeros(8, 1, 4, 4)
     with pytest.raises(CheckpointError, match='4x4 kernel'):
         small().load_state_dict(state_dict)
+
+
+@pytest.mark.parametrize('name', ['modulation.f', 'modulation.h', 'modulation.proj', 'mlp.fc1',
+                                  'modulation.focal_layers.0.0'])
+@pytest.mark.parametrize('grad', [False, True])
+def test_hooks_and_adapters_on_a_layer_are_heard(name, grad):
+    block = FocalNetBlock(8, dict(focal_level=2, focal_window=3))
+    x = torch.randn(1, 6, 5, 8)
+    with torch.set_grad_enabled(grad):
+        before = block(x)
+        handle = block.get_submodule(name).register_forward_hook(lambda *args: args[-1] + 1)
+        assert not block(x).allclose(before)
+        handle.remove()
+        assert block(x).allclose(before)
