@@ -16,11 +16,11 @@ demo: .venv/installed
 
 test: .venv/installed
 	@echo 'make: all tests on the OneDL stack'
-	@.venv/bin/python -m pytest -n $(JOBS) $(ARGS)
+	@.venv/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-stock: .venv-stock/installed
 	@echo 'make: the tests marked stock, on the stock OpenMMLab stack'
-	@.venv-stock/bin/python -m pytest -n $(JOBS) -m stock $(ARGS)
+	@.venv-stock/bin/python -m pytest -n $(JOBS) --dist worksteal -m stock $(ARGS)
 
 clean:
 	rm -rf .venv .venv-stock build focal_mm.egg-info

@@ -41,10 +41,13 @@ ONE_SCALE = [name for name in DETECTORS
 
 
 @cache
+def read(name: str) -> Config:
+    return Config.fromfile(ROOT / 'configs' / name)
+
+
 def load(name: str) -> Config:
-    cfg = Config.fromfile(ROOT / 'configs' / name)
-    init_default_scope(cfg.default_scope)
-    return cfg
+    init_default_scope(read(name).default_scope)
+    return read(name)
 
 
 def build(cfg: Config) -> nn.Module:
