@@ -220,7 +220,8 @@ def render(costs: dict[Row, Cost], metrics: dict[Row, dict[str, float]], html: b
         names = list(dict.fromkeys(name for row in members for name in row.metrics))
         header = ['config', 'parameters (M)', 'FLOPs (G)', 'attention (G)', 'differs', *names]
         body = [cells(row, costs[row], metrics[row], names) for row in members]
-        notes = [f'`{row.config}`: {row.note}.' for row in members if row.note]
+        notes = [f'{", ".join(row.config for row in members if row.note == note)}: {note}.'
+                 for note in dict.fromkeys(row.note for row in members) if note]
         parts.append((_html if html else _markdown)(table, header, body, notes))
     return '\n\n'.join(parts) + '\n'
 

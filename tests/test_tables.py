@@ -24,6 +24,13 @@ def test_every_table_is_in_the_document_in_order():
     assert titles == list(dict.fromkeys(row.table for row in ROWS.values()))
 
 
+def test_document_ends_with_the_tables_and_their_notes_alone():
+    tables_alone = DOCUMENT[DOCUMENT.index('\n## '):]
+    notes = {f': {row.note}.' for row in ROWS.values() if row.note}
+    for line in filter(None, tables_alone.splitlines()):
+        assert line.startswith(('## ', '| ')) or any(line.endswith(note) for note in notes), line
+
+
 @pytest.mark.parametrize('config', ROWS)
 def test_documented_figures_are_those_of_the_model(config):
     row = ROWS[config]

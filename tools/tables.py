@@ -1,4 +1,6 @@
 """Print the papers' tables with what is measured here: parameters, FLOPs, results of runs."""
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from mmengine.config import Config
@@ -17,7 +19,8 @@ def main() -> None:
     args = parser.parse_args()
     with one_line_errors():
         rows = tables.find(args.table)
-        costs = {row: tables.measure(Config.fromfile(row.path)) for row in rows}
+        with redirect_stdout(sys.stderr):  # of what the libraries say
+            costs = {row: tables.measure(Config.fromfile(row.path)) for row in rows}
         metrics = {row: tables.ours(row, args.work_dirs) for row in rows}
         print(tables.render(costs, metrics, args.html), end='')
 
