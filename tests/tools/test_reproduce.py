@@ -1,4 +1,4 @@
-"""tools/reproduce.py and tools/tables.py from end to end, on the mini dataset."""
+"""tools/reproduce.py from end to end, on the mini dataset."""
 import pytest
 
 pytestmark = pytest.mark.stock
@@ -15,4 +15,3 @@ def test_row_is_trained_tested_and_printed_and_only_once(run_tool, tiny, tmp_pat
     assert '–' not in line
     again = run_tool('reproduce.py', *ROW, *options)
     assert line in again and 'Epoch(' not in again
-    assert line in run_tool('tables.py', ROW[0], '--work-dirs', work_dirs)
