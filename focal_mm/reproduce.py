@@ -100,9 +100,9 @@ def training_memory(cfg: Config) -> int:
     """Bytes that a training step needs at least: weights, gradients, both moments of AdamW, and
     what the backbone and the neck keep of a batch for the backward pass. Nothing is computed."""
     init_default_scope(cfg.default_scope)
-    size = (800, 1344) if library(cfg) == 'mmdet' else input_size(cfg)
-    if library(cfg) == 'mmseg':
-        size = cfg.crop_size
+    # Classifiers and pose estimators are trained at the size of their tests.
+    trained = dict(mmdet=(800, 1344), mmseg=cfg.get('crop_size'))
+    size = trained.get(library(cfg)) or input_size(cfg)
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

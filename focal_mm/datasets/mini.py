@@ -137,6 +137,12 @@ def _replace(dataset: ConfigDict, **fields: Any) -> None:
     dataset.update(kept, **fields)
 
 
+def _evaluate(cfg: Config, metric: dict) -> None:
+    for key in ('val_evaluator', 'test_evaluator'):
+        if cfg.get(key) is not None:
+            cfg[key] = dict(metric)
+
+
 def _use_coco(cfg: Config, things: tuple[str, ...]) -> None:
     root = f'{mini_coco()}/'
     panoptic = 'LoadPanopticAnnotations' in _steps(cfg)
@@ -182,9 +188,7 @@ def _use_ade20k(cfg: Config, classes: tuple[str, ...]) -> None:
     for node in dicts([cfg.get(key) for key in LOADERS]):
         if node.get('reduce_zero_label') is not None:
             node.reduce_zero_label = True
-    for key in ('val_evaluator', 'test_evaluator'):
-        if cfg.get(key) is not None:
-            cfg[key] = dict(type='mmseg.IoUMetric', iou_metrics=['mIoU'])
+    _evaluate(cfg, dict(type='mmseg.IoUMetric', iou_metrics=['mIoU']))
 
 
 def _use_keypoints(cfg: Config) -> None:
@@ -201,10 +205,8 @@ def _use_keypoints(cfg: Config) -> None:
                      data_mode='topdown', ann_file=f'annotations/person_keypoints_{split}.json',
                      data_prefix=dict(img=f'{split}/'), metainfo=metainfo)
     cfg.model.head.out_channels = len(KEYPOINTS)
-    for key in ('val_evaluator', 'test_evaluator'):
-        if cfg.get(key) is not None:
-            cfg[key] = dict(type='mmpose.CocoMetric',
-                            ann_file=f'{root}annotations/person_keypoints_val2017.json')
+    _evaluate(cfg, dict(type='mmpose.CocoMetric',
+                        ann_file=f'{root}annotations/person_keypoints_val2017.json'))
 
 
 def _use_imagenet(cfg: Config, classes: tuple[str, ...]) -> None:
@@ -216,9 +218,7 @@ def _use_imagenet(cfg: Config, classes: tuple[str, ...]) -> None:
     for node in (cfg.get('data_preprocessor'), cfg.model.get('data_preprocessor')):
         if node is not None:
             node.num_classes = len(classes)
-    for key in ('val_evaluator', 'test_evaluator'):
-        if cfg.get(key) is not None:
-            cfg[key] = dict(type='mmpretrain.Accuracy')
+    _evaluate(cfg, dict(type='mmpretrain.Accuracy'))
 
 
 def _shrink_images(cfg: Config) -> None:
