@@ -23,6 +23,11 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t if t.dtype == torch.double else t.to(dtype) for t in tensors)
 
 
+def wants_grad(*tensors: Tensor) -> bool:
+    """Whether what is computed from tensors takes part in a backward pass."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 class DepthwiseConv2d(torch.autograd.Function):
     """:func:`convolve` with the gradients below."""
 
@@ -48,8 +53,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         Tensor: (N, C, H, W).
     """
-    wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if wanted and not torch.jit.is_tracing():
+    if wants_grad(x, weight) and not torch.jit.is_tracing():
         return DepthwiseConv2d.apply(*autocast(x, weight))
     return convolve(x, weight)
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..weights.resize import CheckpointError, FittedModule, fit_gates, fit_kernel
-from .depthwise import autocast, convolve, depthwise_conv2d, input_gradient, weight_gradient
-from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, is_graph, is_plain, linear,
-                     per_stage, resolve_arch)
+from .depthwise import (autocast, convolve, depthwise_conv2d, input_gradient, wants_grad,
+                        weight_gradient)
+from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, is_gelu, is_graph, is_plain,
+                     linear, per_stage, resolve_arch)
 
 
 class GatedContext(torch.autograd.Function):
@@ -202,13 +203,13 @@ class FocalModulation(FittedModule):
         Returns:
             Tensor: Shape (N, C, H, W).
         """
-        if (self.variant not in ('focal', 'additive', 'no_gating') or type(self.act) is not nn.GELU
-                or self.act.approximate != 'none' or is_graph()
+        if (self.variant not in ('focal', 'additive', 'no_gating') or not is_gelu(self.act)
+                or is_graph()
                 or not is_plain(*(layer[0] for layer in self.focal_layers))):
             return self.aggregate(self.contextualize(context), gates)
         tensors = autocast(context, gates, *(layer[0].weight for layer in self.focal_layers))
-        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        context = (GatedContext.apply if wanted else GatedContext.compute)(*tensors)
+        compute = GatedContext.apply if wants_grad(*tensors) else GatedContext.compute
+        context = compute(*tensors)
         return context / (self.focal_level + 1) if self.normalize_modulator else context
 
     def contextualize(self, context: Tensor) -> list[Tensor]:

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..weights.resize import CheckpointError, FittedModule
-from .depthwise import autocast
+from .depthwise import autocast, wants_grad
 
 # Floats of the hidden map that an MLP has in work at a time. Measured on two cores with 60800 x 96
 # tokens: 67 ms, and 152 ms with all at once.
@@ -137,14 +137,19 @@ def is_plain(*modules: nn.Module) -> bool:
             or module._backward_pre_hooks) for module in modules)
 
 
+def is_gelu(act: nn.Module) -> bool:
+    """Whether an activation is the exact GELU, which the autograd functions compute."""
+    return type(act) is nn.GELU and act.approximate == 'none'
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """:func:`torch.nn.functional.linear` on the last axis.
 
     Without gradients on a CPU it runs as a convolution, which adds the bias as it goes: 190
     GFLOP/s to 160 on two cores.
     """
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
-    if wanted or is_graph() or x.device.type != 'cpu' or x.dtype == torch.double:
+    if (wants_grad(x, weight, bias) or is_graph() or x.device.type != 'cpu'
+            or x.dtype == torch.double):
         return F.linear(x, weight, bias)
     flat = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
     out = F.conv2d(flat, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
@@ -221,15 +226,14 @@ class Mlp(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        fused = (type(self.act) is nn.GELU and self.act.approximate == 'none'
-                 and not (self.training and self.drop.p) and not is_graph()
+        fused = (is_gelu(self.act) and not (self.training and self.drop.p) and not is_graph()
                  and is_plain(self.fc1, self.fc2))
         if not fused:
             return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
         weights = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
         rows, *weights = autocast(x.flatten(0, -2), *weights)
-        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (rows, *weights))
-        out = (MlpFunction.apply if wanted else MlpFunction.compute)(rows, *weights)
+        compute = MlpFunction.apply if wants_grad(rows, *weights) else MlpFunction.compute
+        out = compute(rows, *weights)
         return out.unflatten(0, x.shape[:-1])
 
 
