@@ -2,23 +2,64 @@
 
 Equations, sections and tables below are the paper's.
 """
+import logging
 from collections.abc import Sequence
+from textwrap import shorten
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..weights.resize import CheckpointError, FittedModule, fit_gates, fit_kernel
 from .depthwise import (autocast, convolve, depthwise_conv2d, input_gradient, wants_grad,
                         weight_gradient)
 from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, is_gelu, is_graph, is_plain,
                      linear, per_stage, resolve_arch)
+
+triton_works = True  # until it fails for the first time
+
+
+def is_for_triton(*tensors: Tensor) -> bool:
+    """Whether tensors can go to :mod:`.focalnet_triton`: real ones on a GPU, of one dtype other
+    than double, while nobody counts or records operations. Offsets there have 32 bits."""
+    first = tensors[0]
+    return (triton_works and first.is_cuda and type(first) is Tensor and first.numel() < 2**31
+            and first.dtype in (torch.float, torch.half, torch.bfloat16)
+            and all(tensor.dtype == first.dtype for tensor in tensors)
+            and not is_graph() and _get_current_dispatch_mode() is None)
+
+
+def by_triton(name: str, *tensors: Tensor, **kwargs) -> Tensor | tuple[Tensor, ...] | None:
+    """Calls a function of :mod:`.focalnet_triton`.
+
+    Returns:
+        What the function gives, or None: PyTorch has to do it. After the first failure (no
+        Triton, no C compiler, an old GPU), which is logged in one line, that is so for the rest
+        of the process.
+    """
+    global triton_works
+    if not is_for_triton(*tensors):
+        return None
+    try:
+        from . import focalnet_triton
+        with torch.cuda.device_of(tensors[0]):
+            return getattr(focalnet_triton, name)(*tensors, **kwargs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        triton_works = False
+        reason = shorten(f'{type(error).__name__}: {error}', 300)
+        print_log(f'FocalNet: Triton does not work here ({reason}); focal modulation is left to '
+                  'PyTorch', logger='current', level=logging.WARNING)
+        return None
 
 
 class GatedContext(torch.autograd.Function):
@@ -41,7 +82,9 @@ class GatedContext(torch.autograd.Function):
         Returns:
             Tensor: The context of Eq. 5, shape (N, C, H, W).
         """
-        out = None
+        out = by_triton('forward', context, gates, *kernels, stored=stored)
+        if out is not None:
+            return out
         for level, kernel in enumerate(kernels):
             context = convolve(context, kernel)
             if stored is None:
@@ -67,7 +110,11 @@ class GatedContext(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
-        context, gates, *rest = ctx.saved_tensors
+        saved = ctx.saved_tensors  # a checkpoint hands them out once
+        grads = by_triton('backward', grad, *saved)
+        if grads is not None:
+            return grads
+        context, gates, *rest = saved
         levels = len(rest) // 2
         kernels, stored, mean = rest[:levels], rest[levels:-1], rest[-1]
         grad_gates, grad_kernels = torch.empty_like(gates), [None] * levels
