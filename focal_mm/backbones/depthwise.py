@@ -62,7 +62,9 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
     """What :func:`depthwise_conv2d` computes."""
     height, width = weight.shape[2:]
     margin = 0
-    if x.device.type == 'cpu' and 11 <= width <= 13 and not torch.jit.is_tracing():
+    exported = torch.jit.is_tracing() or (
+        torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling())
+    if x.device.type == 'cpu' and 11 <= width <= 13 and not exported:
         # oneDNN's channels-last kernel takes 44 ms for 13 x 13 (96 channels, 200 x 304) and 20 ms
         # for 13 x 15: from a width of 14 on it goes another way. For 9 and less it would not pay.
         margin = (15 - width) // 2

@@ -24,7 +24,8 @@ from torch.autograd.function import once_differentiable
 from ..weights.resize import (FittedModule, fit_neighbour_bias, fit_pooling, fit_position_bias,
                               surroundings)
 from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, is_graph, per_stage, relative_index,
-                     resolve_arch)
+                     resolve_arch, roll, window_grid, window_places,
+                     window_tokens, wrap)
 
 
 # What the official code adds to a score that is not to count.
@@ -84,15 +85,8 @@ def fine_offsets(window_size: int, expand_size: int) -> list[tuple[int, int]]:
     return window + [(i + dy, j + dx) for dy, dx, i, j in surroundings(window_size, expand_size)]
 
 
-def wrap(index: Tensor, side: int) -> Tensor:
-    """An index up to a side beyond a map's ends, counted from the other end there. The remainder
-    is the same, but ONNX has none by a symbol."""
-    index = torch.where(index < 0, index + side, index)
-    return torch.where(index < side, index, index - side)
-
-
 def gather_plan(height: int, width: int, window_size: int, expand_size: int, focal_window: int,
-                levels: int, shift: int, device: torch.device
+                levels: int, shift: int | None, device: torch.device
                 ) -> tuple[Tensor, Tensor, tuple[None, Tensor | None]]:
     """Which tokens each window attends to (Figure 4): itself, its surroundings, and its region of
     each pooled map.
@@ -115,28 +109,29 @@ def gather_plan(height: int, width: int, window_size: int, expand_size: int, foc
         (windows, 1, 1 or window_size^2, keys), or None for nothing.
     """
     rows, cols = ((n + window_size - 1) // window_size for n in (height, width))
-    row, col = (torch.arange(n, device=device)[:, None] for n in (rows, cols))
+    row, col = window_grid(rows, cols, device)
     high, wide = rows * window_size, cols * window_size
     # Beyond the border the official code meets the opposite side, for it rolls the map.
     y, x = torch.tensor(fine_offsets(window_size, expand_size), device=device).unbind(-1)
     y, x = wrap(row * window_size + y, high), wrap(col * window_size + x, wide)
-    keys = [y[:, None] * wide + x]
+    keys = [y * wide + x]
     outside = [torch.zeros_like(keys[0], dtype=torch.bool)]
-    first = high * wide
+    first, spare = high * wide, int(is_graph())
     for level in range(levels):
         tall, broad = rows * 2**level, cols * 2**level
         reach = torch.arange(focal_window + 2**level - 1, device=device) - focal_window // 2
         y, x = row * 2**level + reach, col * 2**level + reach
         y_out, x_out = (y < 0) | (y >= tall), (x < 0) | (x >= broad)
-        outside.append((y_out[:, None, :, None] | x_out[:, None, :]).flatten(2))
+        outside.append((y_out[:, :, None] | x_out[:, None]).flatten(1))
         y, x = y.clamp(0, tall - 1), x.clamp(0, broad - 1)
-        keys.append((first + y[:, None, :, None] * broad + x[:, None, :]).flatten(2))
-        first += tall * broad
-    keys, outside = (torch.cat(parts, -1).flatten(0, 1) for parts in (keys, outside))
-    mask = outside[:, None, None] * MASKED if levels or shift else None
+        pitch = (cols + spare) * 2**level
+        keys.append((first + y[:, :, None] * pitch + x[:, None]).flatten(1))
+        first += (rows + spare) * 2**level * pitch
+    keys, outside = torch.cat(keys, -1), torch.cat(outside, -1)
+    mask = None if not levels and shift is None else outside[:, None, None] * MASKED
 
     own = keys[:, :window_size**2]
-    if shift:
+    if shift is not None:
         # What the shift brought from the opposite side is no neighbour in its window.
         y, x = (torch.arange(n, device=device) >= n - shift for n in (high, wide))
         area = (2 * y[:, None] + x).flatten()[own]
@@ -162,33 +157,43 @@ def nearest_plan(height: int, width: int, window_size: int, topk: int, levels: i
     Returns:
         tuple: As of :func:`gather_plan`, but that the keys have the order of their distances, and
         the third shows how far they are from the middle of the window: the number of that offset
-        in :meth:`NearestAttention.position_bias`, shape (windows, 1, keys).
+        in :meth:`NearestAttention.position_bias`, shape (windows, 1, keys). In a graph each map has
+        topk keys, and a number of -1 says that it is none.
     """
     rows, cols = ((n + window_size - 1) // window_size for n in (height, width))
-    high, wide = rows * window_size, cols * window_size
-    own = torch.arange(high * wide).view(rows, window_size, cols, window_size)
-    own = own.transpose(1, 2).reshape(rows * cols, window_size**2)
+    row, col = window_grid(rows, cols, torch.device('cpu'))
+    high, wide, spare = rows * window_size, cols * window_size, int(is_graph())
     keys, places = [], []
     for level in range(levels + 1):
-        # Sides of the map, and tokens from a window to the next and from a key to the next.
-        tall, broad, stride, unit = (rows, cols, 1, window_size) if level else (
-            high, wide, window_size, 1)
-        y, x = (torch.arange(n)[:, None] * stride + stride // 2 - torch.arange(side)
-                for n, side in ((rows, tall), (cols, broad)))
+        # Sides of the map and how far it is from row to row in memory, and tokens from a window to
+        # the next and from a key to the next.
+        tall, broad, pitch, stride, unit = (rows, cols, cols + spare, 1, window_size) if level else (
+            high, wide, wide, window_size, 1)
+        y, x = (place * stride + stride // 2 - torch.arange(side + spare)
+                for place, side in ((row, tall), (col, broad)))
+        y_square, x_square = y.float()**2, x.float()**2
+        if spare:
+            # As many keys on every map, so that those that a small one lacks are no keys.
+            largest = torch.sym_max if isinstance(tall, torch.SymInt) else max
+            token = torch.arange(largest(tall * broad, topk))
+            down = token // broad
+            square = y_square[:, down.clamp(max=tall)] + x_square[:, token - down * broad]
+            parts = [square.masked_fill(token >= tall * broad, float('inf'))]
+        else:
+            parts = ((down[:, :, None] + right[:, None]).flatten(1)
+                     for down, right in zip(y_square.split(cols), x_square.split(cols)))
         # Where some of equally distant tokens have to be left out, which ones is up to topk. It is
         # given what the official code gives it, on the CPU like there, to leave out the same.
-        nearest = [
-            (-(part[:, None, :, None].float()**2 + x[:, None].float()**2).sqrt())
-            .flatten(2).flatten(0, 1).topk(min(topk, tall * broad)).indices
-            for part in ([y] if is_graph() else y.split(1))]
-        key = torch.cat(nearest)
-        window = torch.arange(rows * cols)[:, None]
-        down = y[window // cols, key // broad] * unit + high - 1
-        right = x[window % cols, key % broad] * unit + wide - 1
-        places.append((level * (2 * high - 1) + down) * (2 * wide - 1) + right)
-        keys.append(level * high * wide + key)
-    keys, places = torch.cat(keys, -1), torch.cat(places, -1)[:, None]
-    return own.to(device), keys.to(device), places.to(device)
+        count = topk if spare else min(topk, tall * broad)
+        key = torch.cat([(-part.sqrt()).topk(count).indices for part in parts])
+        key_y, lacking = key // broad, key >= tall * broad
+        key_x = key - key_y * broad
+        down = y.gather(1, key_y.clamp(max=tall - 1)) * unit + high - 1
+        place = (level * (2 * high - 1) + down) * (2 * wide - 1) + x.gather(1, key_x) * unit + wide - 1
+        places.append(place.masked_fill(lacking, -1))
+        keys.append((level * high * wide + key_y * pitch + key_x).masked_fill(lacking, 0))
+    own = window_tokens(rows, cols, window_size, device)
+    return own, torch.cat(keys, -1).to(device), torch.cat(places, -1)[:, None].to(device)
 
 
 @lru_cache(maxsize=16)
@@ -351,15 +356,18 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, maps: Sequence[Tensor], height: int, width: int, shift: int = 0) -> Tensor:
+    def forward(self, maps: Sequence[Tensor], height: int, width: int,
+                shift: int | None = None) -> Tensor:
         """Attends from the first map to all.
 
         Args:
             maps (Sequence[Tensor]): The map, zero-padded to whole windows, shape (N, H', W', C),
-                and its pooled maps, finest last: map k has 2^k x 2^k tokens a window.
+                and its pooled maps, finest last: map k has 2^k x 2^k tokens a window. In a graph
+                these are of a map that has a row and a column of windows more.
             height (int): That of the map before padding.
             width (int): That of the map before padding.
-            shift (int): By how many tokens the padded map has been rolled up and to the left.
+            shift (int, optional): By how many tokens the padded map has been rolled up and to the
+                left. None: it has not been.
 
         Returns:
             Tensor: Shape (N, height, width, C), rolled back and without the padding.
@@ -377,9 +385,10 @@ class WindowAttention(nn.Module):
             rows = ((image * qkv.shape[1] + part).flatten(0, 1) for part in (own, keys))
             out = attend(qkv.view(-1, dim // self.num_heads), *rows_of_heads(*rows, self.num_heads),
                          bias.repeat(qkv.shape[0], 1, 1, 1), dropout)
-            # To roll back and to slice would bind a graph of any size to some sizes.
-            y, x = (torch.arange(n, device=qkv.device) - shift for n in (height, width))
-            home = own.flatten().argsort()[wrap(y, high)[:, None] * wide + wrap(x, wide)]
+            # Back to the map, rolled and cropped.
+            y, x = (wrap(torch.arange(n, device=qkv.device) - (0 if shift is None else shift), of)
+                    for n, of in ((height, high), (width, wide)))
+            home = window_places(y, x, wide // self.window_size, self.window_size)
             out = F.embedding(image * own.numel() + home, out)
         else:
             # The scores of so many windows stay in the cores' caches; elsewhere, few large steps.
@@ -387,12 +396,12 @@ class WindowAttention(nn.Module):
             chunks = kept_chunks(max(1, 24 * cores // self.num_heads), self.part, plan, *sizes)
             out = ChunkedAttention.apply(qkv, high * wide, bias, self.score_bias, chunks,
                                          self.num_heads).unflatten(1, (high, wide))
-            if shift:
+            if shift is not None:
                 out = out.roll((shift, shift), (1, 2))
             out = out[:, :height, :width]
         return self.proj_drop(self.proj(out))
 
-    def plan(self, height: int, width: int, shift: int, device: torch.device) -> tuple:
+    def plan(self, height: int, width: int, shift: int | None, device: torch.device) -> tuple:
         """The function that plans for a map of this size, and what it is to be given."""
         raise NotImplementedError
 
@@ -473,7 +482,7 @@ class FocalAttention(WindowAttention, FittedModule):
                                  relative_index(window_size, region), persistent=False)
         self.relative_position_bias_table_to_windows = nn.ParameterList(tables)
 
-    def plan(self, height: int, width: int, shift: int, device: torch.device) -> tuple:
+    def plan(self, height: int, width: int, shift: int | None, device: torch.device) -> tuple:
         """For :func:`gather_plan`."""
         return (gather_plan, height, width, self.window_size, self.expand_size, self.focal_window,
                 self.pooled_levels, shift, device)
@@ -568,7 +577,7 @@ class NearestAttention(WindowAttention):
                           nn.Linear(dim // num_heads, num_heads))
             for _ in range(pooled_levels + 1))
 
-    def plan(self, height: int, width: int, shift: int, device: torch.device) -> tuple:
+    def plan(self, height: int, width: int, shift: int | None, device: torch.device) -> tuple:
         """For :func:`nearest_plan`."""
         return (nearest_plan, height, width, self.window_size, self.topk, self.pooled_levels, shift,
                 device)
@@ -589,8 +598,11 @@ class NearestAttention(WindowAttention):
     def score_bias(self, bias: Tensor, places: Tensor) -> Tensor:
         """The biases of the plan's numbers, from each query's own place."""
         query = torch.arange(self.window_size, device=places.device) - self.window_size // 2
-        places = places + (query[:, None] * bias.shape[2] + query).flatten()[:, None]
-        return F.embedding(places, bias.flatten(0, 2)).permute(0, 3, 1, 2)
+        number = places + (query[:, None] * bias.shape[2] + query).flatten()[:, None]
+        if not is_graph():
+            return F.embedding(number, bias.flatten(0, 2)).permute(0, 3, 1, 2)
+        bias = F.embedding(number.clamp(min=0), bias.flatten(0, 2)).permute(0, 3, 1, 2)
+        return bias.masked_fill((places < 0)[:, None], float('-inf'))
 
 
 class FocalTransformerBlock(BaseModule):
@@ -671,22 +683,31 @@ class FocalTransformerBlock(BaseModule):
     def _attend(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
         side = self.window_size
-        # A map of one window has no other window to shift to.
-        shift = 0 if self.shift_size and min(height, width) <= side else self.shift_size
         rows, cols = (height + side - 1) // side, (width + side - 1) // side
+        shift = None
+        if self.shift_size and (is_graph() or min(rows, cols) > 1):
+            # A map of one window has no other window to shift to; a graph does not ask.
+            shift = self.shift_size * (1 - 1 // rows) * (1 - 1 // cols)
         # The padding is attended to, as in the official code.
         lacking = 0, 0, 0, cols * side - width, 0, rows * side - height
         # Zeros of nothing would be a copy; but a graph of any size does not ask how many.
         if is_graph() or any(lacking):
             x = F.pad(x, lacking)
-        if shift:
+        if shift is not None and is_graph():
+            x = roll(x, (-shift, -shift), x.shape[1:3])
+        elif shift is not None:
             x = x.roll((-shift, -shift), (1, 2))
-        maps = [x]
+        maps, tall, broad = [x], rows, cols
+        if is_graph():
+            # Pooled maps have a window more each way, for one is a special case. (A sum with a
+            # symbol is not seen to divide its multiples, a quotient is.)
+            tall, broad = (height + 2 * side - 1) // side, (width + 2 * side - 1) // side
+            x = F.pad(x, (0, 0, 0, (broad - cols) * side, 0, (tall - rows) * side))
         for level, pool in enumerate(self.pool_layers):
             # Where sub-windows do not fill the windows, the rim of the map is left out.
             filled = 2**level * pool.side
             top, left = (n * (side - filled) // 2 for n in (rows, cols))
-            maps.append(pool(x[:, top:top + rows * filled, left:left + cols * filled]))
+            maps.append(pool(x[:, top:top + tall * filled, left:left + broad * filled]))
         return self.attn(maps, height, width, shift)
 
 

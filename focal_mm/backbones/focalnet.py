@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from ..weights.resize import CheckpointError, FittedModule, fit_gates, fit_kernel
 from .depthwise import (autocast, convolve, depthwise_conv2d, input_gradient, wants_grad,
                         weight_gradient)
-from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, is_gelu, is_graph, is_plain,
-                     linear, per_stage, resolve_arch)
+from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, convolve_patches, is_gelu, is_graph,
+                     is_plain, linear, per_stage, resolve_arch)
 
 triton_works = True  # until it fails for the first time
 
@@ -225,14 +225,15 @@ class FocalModulation(FittedModule):
             gates = torch.ones_like(gates)
         context, gates_map = context.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2)
         if self.variant == 'convnet':
-            context = self.act(self.h(self.contextualize(context)[-2])).permute(0, 2, 3, 1)
+            context = convolve_patches(self.h, self.contextualize(context)[-2])
+            context = self.act(context).permute(0, 2, 3, 1)
             out = F.linear(context, self.f.weight[:self.dim], self.f.bias[:self.dim])
         else:
             context = self.gather(context, gates_map)
             if plain:
                 modulator = linear(context.permute(0, 2, 3, 1), self.h.weight.flatten(1), self.h.bias)
             else:
-                modulator = self.h(context).permute(0, 2, 3, 1)
+                modulator = convolve_patches(self.h, context).permute(0, 2, 3, 1)
             out = query + modulator if self.variant == 'additive' else query * modulator
             if self.keep_maps:
                 self.gates, self.modulator = gates.detach(), modulator.detach()
@@ -270,7 +271,7 @@ class FocalModulation(FittedModule):
         """
         levels = [context]
         for layer in self.focal_layers:
-            if self.variant == 'pooling' or not (is_graph() or is_plain(layer[0])):
+            if self.variant == 'pooling' or not is_plain(layer[0]):
                 levels.append(layer(levels[-1]))
             else:
                 levels.append(layer[1](depthwise_conv2d(levels[-1], layer[0].weight)))

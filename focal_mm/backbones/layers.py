@@ -81,6 +81,51 @@ def lack(side: int, multiple: int) -> int:
     return (side + multiple - 1) // multiple * multiple - side
 
 
+def wrap(index: Tensor, side: int) -> Tensor:
+    """An index up to a side beyond a map's ends, counted from the other end there. The remainder
+    is the same, but ONNX has none by a symbol."""
+    index = torch.where(index < 0, index + side, index)
+    return torch.where(index < side, index, index - side)
+
+
+def window_grid(rows: int, cols: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of each window of a map, row by row: shapes (windows, 1).
+
+    In a graph the last window comes twice: where there could be one alone, the graph would be for
+    maps of one window, or for all others.
+    """
+    count = rows * cols
+    window = torch.arange(count + int(is_graph()), device=device)[:, None].clamp(max=count - 1)
+    return window // cols, window - window // cols * cols
+
+
+def window_tokens(rows: int, cols: int, size: int, device: torch.device) -> Tensor:
+    """Which tokens of a map, counted row by row, are in each window of :func:`window_grid`: shape
+    (windows, size^2)."""
+    row, col = window_grid(rows, cols, device)
+    place = torch.arange(size**2, device=device)
+    return (row * size + place // size) * cols * size + col * size + place % size
+
+
+def window_places(y: Tensor, x: Tensor, cols: int, size: int) -> Tensor:
+    """Where the tokens of some rows and columns of a map are, counted window by window: shape
+    (len(y), len(x))."""
+    window = (y // size)[:, None] * cols + x // size
+    return window * size**2 + (y % size)[:, None] * size + x % size
+
+
+def roll(x: Tensor, shifts: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Rolls a map (N, H, W, C) down and to the right by up to a side, and crops it to the sizes.
+
+    For graphs: where sizes are symbols, :func:`torch.roll` has no ONNX, and slices ask whether
+    there is something to crop.
+    """
+    for dim, (shift, size) in enumerate(zip(shifts, sizes), 1):
+        index = torch.arange(size, device=x.device) - shift
+        x = x.index_select(dim, wrap(index, x.shape[dim]))
+    return x
+
+
 def relative_index(window_size: int, region: int) -> Tensor:
     """Where a table of (window_size + region - 1)^2 biases has that of each query in a window and
     key in a region, both counted row by row: shape (window_size^2, region^2)."""
@@ -154,6 +199,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     flat = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
     out = F.conv2d(flat, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
     return out.reshape(*x.shape[:-1], len(weight))
+
+
+def convolve_patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution whose stride is its kernel, 1x1 say: (N, C, H, W) -> (N, C', H / k, W / k).
+
+    In a graph it is a product: how PyTorch convolves one image depends on the image's size, and a
+    graph would be made for each way.
+    """
+    if not (is_graph() and is_plain(layer)):
+        return layer(x)
+    x, side = x.permute(0, 2, 3, 1), layer.kernel_size[0]
+    if side > 1:
+        x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3).flatten(3)
+    weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
+    return F.linear(x, weight, layer.bias).permute(0, 3, 1, 2)
 
 
 class MlpFunction(torch.autograd.Function):
@@ -256,6 +316,7 @@ class PatchEmbed(FittedModule):
                  overlap: int | None = None, norm_cfg: dict | None = dict(type='LN')) -> None:
         super().__init__()
         self.patch_size = patch_size
+        self.overlapped = overlap is not None
         kernel_size = patch_size if overlap is None else {2: 3, 4: 7}[patch_size]
         self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, patch_size, overlap or 0)
         self.norm = build_norm_layer(norm_cfg, embed_dims)[1] if norm_cfg else nn.Identity()
@@ -278,7 +339,8 @@ class PatchEmbed(FittedModule):
         """(N, C, H, W) -> (N, ceil(H / patch_size), ceil(W / patch_size), embed_dims)."""
         height, width = x.shape[2:]
         x = F.pad(x, (0, lack(width, self.patch_size), 0, lack(height, self.patch_size)))
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        x = self.proj(x) if self.overlapped else convolve_patches(self.proj, x)
+        return self.norm(x.permute(0, 2, 3, 1))
 
 
 class Stage(nn.Module):

@@ -15,8 +15,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..weights.resize import CheckpointError, FittedModule, fit_kernel, fit_position_bias
-from .layers import (Mlp, Stage, StagedBackbone, fix_statistics, lack, per_stage,
-                     relative_index, resolve_arch)
+from .layers import (Mlp, Stage, StagedBackbone, convolve_patches, fix_statistics, is_graph, lack,
+                     per_stage, relative_index, resolve_arch, roll, window_places, window_tokens)
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -154,9 +154,11 @@ class MixingAttention(FittedModule):
             # Attention is linear in its values, so that the output is scaled in their place.
             scale = self.channel_interaction(conv.mean((2, 3), keepdim=True)).sigmoid()
             attn = attn * scale.permute(0, 2, 3, 1)
-        conv = self.projection(conv)
+        conv = convolve_patches(self.projection, conv)
         if self.spatial_interaction is not None:
-            conv = conv * self.spatial_interaction(attn.permute(0, 3, 1, 2)).sigmoid()
+            reduce, norm, act, expand = self.spatial_interaction
+            gate = act(norm(convolve_patches(reduce, attn.permute(0, 3, 1, 2))))
+            conv = conv * convolve_patches(expand, gate).sigmoid()
         conv = self.conv_norm(conv).permute(0, 2, 3, 1)
         return self.proj_drop(self.proj(torch.cat((self.attn_norm(attn), conv), -1)))
 
@@ -167,14 +169,17 @@ class MixingAttention(FittedModule):
         bias = self.relative_position_bias_table[self.relative_position_index]
         bias = bias.permute(2, 0, 1)[None]
         qkv = self.qkv(x)
+        rows, cols = height // size, width // size
+        # Along a side of one window there is nothing that a shift could connect.
+        shift = [self.shift_size * (1 - 1 // count) for count in (rows, cols)]
+        if is_graph():
+            return self._attend_in_graph(qkv, bias, shift)
         if self.shift_size:
-            # Along a side of one window there is nothing that a shift could connect.
-            shift = [min(self.shift_size, side - size) for side in (height, width)]
             qkv = qkv.roll([-by for by in shift], (1, 2))
-            apart = self._apart(height, width, shift)
+            tokens = window_tokens(rows, cols, size, x.device)
+            apart = self._apart(height, width, shift, tokens)
             bias = bias.masked_fill(apart[:, None], float('-inf')).repeat(batch, 1, 1, 1)
 
-        rows, cols = height // size, width // size
         qkv = qkv.reshape(batch, rows, size, cols, size, 3, heads, dim // heads)
         qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, heads, size**2, dim // heads)
         out = F.scaled_dot_product_attention(
@@ -183,15 +188,34 @@ class MixingAttention(FittedModule):
         out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, dim)
         return out.roll(shift, (1, 2)) if self.shift_size else out
 
-    def _apart(self, height: int, width: int, shift: Sequence[int]) -> Tensor:
+    def _attend_in_graph(self, qkv: Tensor, bias: Tensor, shift: Sequence[int]) -> Tensor:
+        """The same by indices, which hold for maps of every size, one window included."""
+        batch, height, width, dim = qkv.shape
+        size, heads = self.window_size, self.num_heads
+        rows, cols = height // size, width // size
+        tokens = window_tokens(rows, cols, size, qkv.device)
+        if self.shift_size:
+            qkv = roll(qkv, [-by for by in shift], (height, width))
+            apart = self._apart(height, width, shift, tokens)
+            bias = bias.masked_fill(apart[:, None], float('-inf')).repeat(batch, 1, 1, 1)
+        qkv = qkv.flatten(1, 2).index_select(1, tokens.flatten())
+        qkv = qkv.reshape(-1, size**2, 3, heads, dim // heads // 3).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(
+            *qkv.unbind(0), attn_mask=bias, dropout_p=self.attn_drop if self.training else 0.)
+        # The order in memory that attention leaves is not the same everywhere: a copy, not a view.
+        out = out.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        out = out.view(batch, -1, dim // 3)
+        y, x = (torch.arange(side, device=qkv.device) for side in (height, width))
+        out = out[:, window_places(y, x, cols, size)]
+        return roll(out, shift, (height, width)) if self.shift_size else out
+
+    @staticmethod
+    def _apart(height: int, width: int, shift: Sequence[int], tokens: Tensor) -> Tensor:
         """Which tokens share a shifted window but come from opposite sides of the map:
         (windows, window_size**2, window_size**2)."""
-        size, device = self.window_size, self.relative_position_index.device
-        wrapped = [torch.arange(side, device=device) >= side - by
+        wrapped = [torch.arange(side, device=tokens.device) >= side - by
                    for side, by in zip((height, width), shift)]
-        origin = 2 * wrapped[0][:, None] + wrapped[1]
-        origin = origin.reshape(height // size, size, width // size, size)
-        origin = origin.permute(0, 2, 1, 3).reshape(-1, size**2)
+        origin = (2 * wrapped[0][:, None] + wrapped[1]).flatten()[tokens]
         return origin[:, :, None] != origin[:, None]
 
     def fold_norms(self) -> None:
@@ -276,7 +300,9 @@ class MixingBlock(BaseModule):
         # Zeros after the norm make whole windows. As in the official code they are tokens like
         # any other: attended to, convolved and pooled.
         out = F.pad(self.norm1(x), (0, 0, 0, lack(width, size), 0, lack(height, size)))
-        x = x + self.drop_path(self.attn(out)[:, :height, :width])
+        out = self.attn(out)
+        out = roll(out, (0, 0), (height, width)) if is_graph() else out[:, :height, :width]
+        x = x + self.drop_path(out)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -316,7 +342,7 @@ class ConvStem(BaseModule):
         """(N, C, H, W) -> (N, ceil(H / patch_size), ceil(W / patch_size), embed_dims)."""
         height, width = x.shape[2:]
         x = F.pad(x, (0, lack(width, self.patch_size), 0, lack(height, self.patch_size)))
-        return self.norm(self.proj(self.stem(x)).permute(0, 2, 3, 1))
+        return self.norm(convolve_patches(self.proj, self.stem(x)).permute(0, 2, 3, 1))
 
     def fold_norms(self) -> None:
         """See :meth:`MixFormer.fold_norms`."""
@@ -342,7 +368,7 @@ class ConvMerging(nn.Module):
         """(N, C, H, W) -> (N, ceil(H / 2), ceil(W / 2), C')."""
         # The official code takes even maps only. Odd ones are padded before the norm, as in Swin.
         x = F.pad(x, (0, lack(x.shape[3], 2), 0, lack(x.shape[2], 2)))
-        return self.reduction(self.norm(x)).permute(0, 2, 3, 1)
+        return convolve_patches(self.reduction, self.norm(x)).permute(0, 2, 3, 1)
 
     def fold_norms(self) -> None:
         """See :meth:`MixFormer.fold_norms`."""
