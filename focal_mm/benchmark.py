@@ -95,7 +95,7 @@ def build(text: str) -> 'nn.Module | PaddleNet':
               ``mmpretrain.ConvNeXt``;
             - one of timm, its feature maps: ``timm.focalnet_tiny_lrf``;
             - a class in a file, whose folder it may import from: ``path/focalnet.py:FocalNet``;
-            - a class of Paddle, run by a Python that has Paddle, in a process of its own:
+            - a class of Paddle likewise, run by a Python that has Paddle, in a process of its own:
               ``paddle@path/python:path/mixformer.py:MixFormer_B4``;
             - a config of ours or of OpenMMLab, ``configs/....py`` or ``mmdet::...``: the whole
               model.
@@ -146,9 +146,10 @@ class PaddleNet:
     """
 
     child = """
-import importlib.util, json, sys
+import importlib.util, json, os, sys
 import paddle
 path, name, arguments = json.loads(sys.argv[1])
+sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
 spec = importlib.util.spec_from_file_location('peer', path)
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)

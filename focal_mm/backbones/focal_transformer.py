@@ -6,10 +6,7 @@ s_w is the side of a sub-window here, and its focal region size s_r is ``focal_w
 the official code.
 """
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from itertools import product
-from math import prod
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,17 +16,18 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..weights.resize import (FittedModule, fit_neighbour_bias, fit_pooling, fit_position_bias,
                               surroundings)
-from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, is_graph, per_stage, relative_index,
-                     resolve_arch, roll, window_grid, window_places,
-                     window_tokens, wrap)
+from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, is_graph, per_stage, project,
+                     relative_index, resolve_arch)
+from .window_attention import (Plan, WindowAttention, attend, home_places, kept_parts, roll,
+                               window_grid, window_tokens, wrap)
 
 
-# What the official code adds to a score that is not to count.
-MASKED = -100.
+# What is added to a score that is not to count. The official code adds -100; exp(-100) vanishes
+# too, but as a subnormal number, with which processors are slow.
+MASKED = float('-inf')
 
 
 class SubWindowPool(FittedModule):
@@ -86,8 +84,7 @@ def fine_offsets(window_size: int, expand_size: int) -> list[tuple[int, int]]:
 
 
 def gather_plan(height: int, width: int, window_size: int, expand_size: int, focal_window: int,
-                levels: int, shift: int | None, device: torch.device
-                ) -> tuple[Tensor, Tensor, tuple[None, Tensor | None]]:
+                levels: int, shift: int | None, device: torch.device) -> Plan:
     """Which tokens each window attends to (Figure 4): itself, its surroundings, and its region of
     each pooled map.
 
@@ -104,9 +101,7 @@ def gather_plan(height: int, width: int, window_size: int, expand_size: int, foc
         device (torch.device): That of the result.
 
     Returns:
-        tuple: For each window its own tokens, shape (windows, window_size^2); its keys, shape
-        (windows, keys), which begin with them; and, after None, what to add to the scores, shape
-        (windows, 1, 1 or window_size^2, keys), or None for nothing.
+        Plan: Without places. The keys of a window begin with its own tokens.
     """
     rows, cols = ((n + window_size - 1) // window_size for n in (height, width))
     row, col = window_grid(rows, cols, device)
@@ -128,20 +123,22 @@ def gather_plan(height: int, width: int, window_size: int, expand_size: int, foc
         keys.append((first + y[:, :, None] * pitch + x[:, None]).flatten(1))
         first += (rows + spare) * 2**level * pitch
     keys, outside = torch.cat(keys, -1), torch.cat(outside, -1)
-    mask = None if not levels and shift is None else outside[:, None, None] * MASKED
+    mask = None
+    if levels or shift is not None:
+        mask = torch.where(outside[:, None, None], MASKED, 0.)
 
     own = keys[:, :window_size**2]
     if shift is not None:
         # What the shift brought from the opposite side is no neighbour in its window.
         y, x = (torch.arange(n, device=device) >= n - shift for n in (high, wide))
         area = (2 * y[:, None] + x).flatten()[own]
-        apart = (area[:, None] != area[:, :, None]) * MASKED
+        apart = torch.where(area[:, None] != area[:, :, None], MASKED, 0.)
         mask = mask + F.pad(apart, (0, keys.shape[1] - window_size**2))[:, None]
-    return own, keys, (None, mask)
+    return Plan(own, keys, None, mask)
 
 
 def nearest_plan(height: int, width: int, window_size: int, topk: int, levels: int, shift: int,
-                 device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+                 device: torch.device) -> Plan:
     """Which tokens each window attends to in the faster version: of each map those nearest to the
     token in the middle of the window.
 
@@ -155,10 +152,10 @@ def nearest_plan(height: int, width: int, window_size: int, topk: int, levels: i
         device (torch.device): That of the result.
 
     Returns:
-        tuple: As of :func:`gather_plan`, but that the keys have the order of their distances, and
-        the third shows how far they are from the middle of the window: the number of that offset
-        in :meth:`NearestAttention.position_bias`, shape (windows, 1, keys). In a graph each map has
-        topk keys, and a number of -1 says that it is none.
+        Plan: A key's place is how far it is from the middle of the window: the number of that
+        offset in :meth:`NearestAttention.position_bias`. Keys come row by row, so that windows
+        far from the border have the same row of places. In a graph each map has topk keys, and a
+        place of -1 says that it is none.
     """
     rows, cols = ((n + window_size - 1) // window_size for n in (height, width))
     row, col = window_grid(rows, cols, torch.device('cpu'))
@@ -185,7 +182,7 @@ def nearest_plan(height: int, width: int, window_size: int, topk: int, levels: i
         # Where some of equally distant tokens have to be left out, which ones is up to topk. It is
         # given what the official code gives it, on the CPU like there, to leave out the same.
         count = topk if spare else min(topk, tall * broad)
-        key = torch.cat([(-part.sqrt()).topk(count).indices for part in parts])
+        key = torch.cat([(-part.sqrt()).topk(count).indices for part in parts]).sort(-1).values
         key_y, lacking = key // broad, key >= tall * broad
         key_x = key - key_y * broad
         down = y.gather(1, key_y.clamp(max=tall - 1)) * unit + high - 1
@@ -193,141 +190,10 @@ def nearest_plan(height: int, width: int, window_size: int, topk: int, levels: i
         places.append(place.masked_fill(lacking, -1))
         keys.append((level * high * wide + key_y * pitch + key_x).masked_fill(lacking, 0))
     own = window_tokens(rows, cols, window_size, device)
-    return own, torch.cat(keys, -1).to(device), torch.cat(places, -1)[:, None].to(device)
+    return Plan(own, torch.cat(keys, -1).to(device), torch.cat(places, -1).to(device))
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def kept_chunks(most: int, part: Callable, plan: Callable, height: int, width: int,
-                window_size: int, *args) -> list[tuple[Tensor, Tensor, Any]]:
-    """A plan in chunks, whole rows of windows or parts of a row. All blocks of a stage share it,
-    and all images of one size; training may meet what was made in inference mode.
-
-    Args:
-        most (int): Windows of a chunk.
-        part (Callable): Takes the keys and places of some windows out of a plan, see
-            :meth:`WindowAttention.part`.
-        plan (Callable): :func:`gather_plan` or :func:`nearest_plan`.
-        height, width, window_size, args: What the plan is for.
-
-    Returns:
-        list: For each chunk its own tokens, its keys, and its places.
-    """
-    own, keys, places = plan(height, width, window_size, *args)
-    windows = torch.arange(len(own), device=own.device)
-    windows = windows.split(max(1, most // -(-width // window_size)) * -(-width // window_size))
-    return [(own[some], *part(keys, places, some))
-            for rows in windows for some in rows.tensor_split(-(-len(rows) // most))]
-
-
-def rows_of_heads(own: Tensor, keys: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Where the queries, and the keys and values, of each window and head are among the rows of a
-    (tokens, 3 * heads, channels) map: shapes (windows, heads, window_size^2) and (2, windows,
-    heads, keys)."""
-    head = torch.arange(3 * heads, device=keys.device).view(3, 1, heads, 1)
-    return own[:, None] * 3 * heads + head[0], keys[:, None] * 3 * heads + head[1:]
-
-
-def attend(qkv: Tensor, own: Tensor, keys: Tensor, bias: Tensor, dropout: float = 0.) -> Tensor:
-    """Each window's tokens to its keys.
-
-    Args:
-        qkv (Tensor): Queries, keys and values, shape (rows, channels of a head).
-        own (Tensor): Rows of the queries, see :func:`rows_of_heads`.
-        keys (Tensor): Rows of the keys and of the values.
-        bias (Tensor): What is added to the scores; broadcasts to (windows, heads, window_size^2,
-            keys).
-        dropout (float): Dropout rate of the attention weights. Default: 0.
-
-    Returns:
-        Tensor: Shape (windows * window_size^2, C), in the order of the windows' own tokens.
-    """
-    query, pair = (qkv.index_select(0, rows.flatten()).unflatten(0, rows.shape)
-                   for rows in (own, keys))
-    out = F.scaled_dot_product_attention(query, *pair.unbind(0), bias.to(query), dropout)
-    return out.transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-class ChunkedAttention(torch.autograd.Function):
-    """Attention of windows to the keys gathered for them, some windows at a time. What is gathered
-    and the scores stay in the processor's cache, and in the backward pass they are made again:
-    memory grows with the map, not with the windows times their keys.
-
-    The arguments of ``apply`` are the queries, keys and values of all tokens, shape (N, tokens,
-    3 * C); how many of the tokens have queries; what ``score_bias`` is given beside the places of a
-    chunk, and ``score_bias`` itself, see :meth:`WindowAttention.score_bias`; the chunks, see
-    :func:`kept_chunks`; and the number of heads. The result has shape (N, tokens with queries, C).
-    """
-
-    @staticmethod
-    def forward(ctx, qkv: Tensor, queries: int, bias: Tensor, score_bias: Callable,
-                chunks: list[tuple], heads: int) -> Tensor:
-        out = qkv.new_empty(len(qkv), queries, qkv.shape[-1] // 3)
-        for image, (own, keys, places) in product(range(len(qkv)), chunks):
-            out[image].index_copy_(0, own.flatten(), attend(
-                qkv[image].view(-1, out.shape[-1] // heads), *rows_of_heads(own, keys, heads),
-                score_bias(bias, places)))
-        ctx.save_for_backward(qkv, bias, out)
-        ctx.rest = score_bias, chunks, heads
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, bias, out = ctx.saved_tensors
-        score_bias, chunks, heads = ctx.rest
-        dim = out.shape[-1] // heads
-        scale = dim**-0.5
-        # Many windows add to the gradient of one key: half precision would lose the small ones.
-        exact = torch.promote_types(qkv.dtype, torch.float32)
-        of_qkv = torch.zeros_like(qkv, dtype=exact)
-        of_bias = torch.zeros_like(bias)
-        bias = bias.detach().requires_grad_()
-        grad = grad.contiguous()
-        slope = (grad * out).unflatten(-1, (heads, dim)).sum(-1)
-
-        # Memory that is asked for anew for each chunk would cost more than what is done in it.
-        own, keys = (max(chunk[i].numel() for chunk in chunks) * heads for i in range(2))
-        space = {name: qkv.new_empty(size) for name, size in dict(
-            query=own * dim, out=own * dim, pair=2 * keys * dim,
-            score=keys * chunks[0][0].shape[1], weight=keys * chunks[0][0].shape[1]).items()}
-        space['sum'] = torch.empty_like(space['pair'], dtype=exact)
-
-        def of(name: str, *shape: int) -> Tensor:
-            return space[name][:prod(shape)].view(shape)
-
-        for image, (own, keys, places) in product(range(len(qkv)), chunks):
-            (windows, tokens), count = own.shape, keys.shape[1]
-            rows, pairs = (x.flatten() for x in rows_of_heads(own, keys, heads))
-            own = (own[:, None] * heads + torch.arange(heads, device=own.device)[:, None]).flatten()
-            q, to_out, pair = (
-                torch.index_select(x[image].view(-1, dim), 0, which, out=of(name, len(which), dim))
-                for name, x, which in
-                (('query', qkv, rows), ('out', grad, own), ('pair', qkv, pairs)))
-            q, to_out = (x.view(-1, tokens, dim) for x in (q, to_out))
-            k, v = pair.view(2, -1, count, dim)
-
-            with torch.enable_grad():
-                added = score_bias(bias, places)
-            score = of('score', windows, heads, tokens, count).copy_(added.detach())
-            score = score.flatten(0, 1).baddbmm_(q, k.mT, alpha=scale)
-            weight = torch.softmax(score, -1, out=of('weight', *score.shape))
-            # The derivative of softmax, with what the values are multiplied by.
-            torch.bmm(to_out, v.mT, out=score)
-            score.sub_(slope[image].flatten().index_select(0, own).view(-1, tokens, 1)).mul_(weight)
-            to_added = score.unflatten(0, (windows, heads)).sum_to_size(added.shape)
-            of_bias += torch.autograd.grad(added, bias, to_added.to(added))[0]
-
-            torch.bmm(weight.mT, to_out, out=v)
-            to_query = to_out.baddbmm_(score, k, beta=0, alpha=scale).view(-1, dim)
-            k.baddbmm_(score.mT, q, beta=0, alpha=scale)
-            of_rows = of_qkv[image].view(-1, dim)
-            of_rows.index_copy_(0, rows, to_query.to(exact))
-            of_rows.index_add_(0, pairs, of('sum', *pair.shape).copy_(pair))
-        return of_qkv.to(qkv), None, of_bias, None, None, None
-
-
-class WindowAttention(nn.Module):
+class PlannedAttention(nn.Module):
     """What both versions of focal attention share: the queries of each window attend to the keys
     that a plan gathers for it.
 
@@ -372,55 +238,41 @@ class WindowAttention(nn.Module):
         Returns:
             Tensor: Shape (N, height, width, C), rolled back and without the padding.
         """
-        high, wide, dim = maps[0].shape[1:]
-        qkv = self.qkv(torch.cat([level.flatten(1, 2) for level in maps], 1))
+        high, wide = maps[0].shape[1:3]
+        qkv = project(self.qkv, torch.cat([level.flatten(1, 2) for level in maps], 1))
         bias = self.position_bias(high, wide)
         dropout = self.attn_drop if self.training else 0.
-        plan, *sizes = self.plan(height, width, shift, qkv.device)
+        make, *sizes = self.plan(height, width, shift, qkv.device)
         if dropout or is_graph():
-            own, keys, places = plan(*sizes)
-            # The images of a batch are one row of windows, and of tokens.
-            image = torch.arange(qkv.shape[0], device=qkv.device)[:, None, None]
-            bias = self.score_bias(bias, places).expand(own.shape[0], -1, -1, -1)
-            rows = ((image * qkv.shape[1] + part).flatten(0, 1) for part in (own, keys))
-            out = attend(qkv.view(-1, dim // self.num_heads), *rows_of_heads(*rows, self.num_heads),
-                         bias.repeat(qkv.shape[0], 1, 1, 1), dropout)
-            # Back to the map, rolled and cropped.
-            y, x = (wrap(torch.arange(n, device=qkv.device) - (0 if shift is None else shift), of)
-                    for n, of in ((height, high), (width, wide)))
-            home = window_places(y, x, wide // self.window_size, self.window_size)
-            out = F.embedding(image * own.numel() + home, out)
+            plan = make(*sizes)
+            bias = self.score_bias(bias, plan.places)
+            home = home_places(height, width, high, wide, self.window_size, (shift or 0, ) * 2,
+                               qkv.device)
+            out = attend(qkv, plan, bias, home, self.num_heads, dropout)
         else:
-            # The scores of so many windows stay in the cores' caches; elsewhere, few large steps.
-            cores = torch.get_num_threads() if qkv.is_cpu else 1024
-            chunks = kept_chunks(max(1, 24 * cores // self.num_heads), self.part, plan, *sizes)
-            out = ChunkedAttention.apply(qkv, high * wide, bias, self.score_bias, chunks,
-                                         self.num_heads).unflatten(1, (high, wide))
+            parts, places = kept_parts(self.num_heads, make, *sizes)
+            bias = self.score_bias(bias, None if places is None else places[None])[0]
+            out = WindowAttention.apply(qkv, high * wide, bias, parts).unflatten(1, (high, wide))
             if shift is not None:
                 out = out.roll((shift, shift), (1, 2))
             out = out[:, :height, :width]
-        return self.proj_drop(self.proj(out))
+        return self.proj_drop(project(self.proj, out))
 
     def plan(self, height: int, width: int, shift: int | None, device: torch.device) -> tuple:
         """The function that plans for a map of this size, and what it is to be given."""
-        raise NotImplementedError
-
-    @staticmethod
-    def part(keys: Tensor, places: Any, windows: Tensor) -> tuple[Tensor, Any]:
-        """The keys and places of some windows of a plan."""
         raise NotImplementedError
 
     def position_bias(self, high: int, wide: int) -> Tensor:
         """The learned biases of a high x wide map, which all windows share."""
         raise NotImplementedError
 
-    def score_bias(self, bias: Tensor, places: Any) -> Tensor:
-        """What is added to the scores of some windows, for their places in the plan: broadcasts
-        to (windows, num_heads, window_size^2, keys)."""
+    def score_bias(self, bias: Tensor, places: Tensor | None) -> Tensor:
+        """The biases of keys at some places, shape (windows, keys), from each query's own place:
+        (windows, num_heads, window_size^2, keys)."""
         raise NotImplementedError
 
 
-class FocalAttention(WindowAttention, FittedModule):
+class FocalAttention(PlannedAttention, FittedModule):
     r"""Window-wise focal attention, section 3.2.1 and Figure 4.
 
     The tokens of a window attend to the window, to the tokens round it, and to sub-windows near
@@ -487,22 +339,9 @@ class FocalAttention(WindowAttention, FittedModule):
         return (gather_plan, height, width, self.window_size, self.expand_size, self.focal_window,
                 self.pooled_levels, shift, device)
 
-    @staticmethod
-    def part(keys: Tensor, places: tuple, windows: Tensor) -> tuple[Tensor, tuple]:
-        """Without the keys that are outside of the map for all the windows, and without a mask
-        where the others are inside for all."""
-        keys, mask = keys[windows], places[1]
-        if mask is None or mask.is_meta:  # where a tensor has no values
-            return keys, places
-        inside = (mask[windows] == 0).flatten(0, 2).any(0).nonzero().flatten()
-        mask = mask[windows][..., inside]
-        return keys[:, inside], (inside, mask if mask.any() else None)
-
-    def score_bias(self, bias: Tensor, places: tuple[Tensor | None, Tensor | None]) -> Tensor:
-        """The biases of the keys that the plan has kept, and its mask."""
-        kept, mask = places
-        bias = bias if kept is None else bias.index_select(-1, kept)
-        return bias if mask is None else bias + mask.to(bias)
+    def score_bias(self, bias: Tensor, places: None) -> Tensor:
+        """All windows have the same."""
+        return bias
 
     def position_bias(self, high: int, wide: int) -> Tensor:
         """B of Eq. 3, whatever the map's size: shape (1, num_heads, window_size^2, keys)."""
@@ -537,7 +376,7 @@ class FocalAttention(WindowAttention, FittedModule):
             self.changes[f'{noun} bias table', f'interpolated {" -> ".join(sizes)}'] += 1
 
 
-class NearestAttention(WindowAttention):
+class NearestAttention(PlannedAttention):
     """The attention of the authors' faster version (focal_transformer_v2.py of
     microsoft/Focal-Transformer, which no paper describes).
 
@@ -582,11 +421,6 @@ class NearestAttention(WindowAttention):
         return (nearest_plan, height, width, self.window_size, self.topk, self.pooled_levels, shift,
                 device)
 
-    @staticmethod
-    def part(keys: Tensor, places: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Nothing is left out."""
-        return keys[windows], places[windows]
-
     def position_bias(self, high: int, wide: int) -> Tensor:
         """B by how far down and to the right of the key the query is: shape (1 + pooled_levels,
         2 * high - 1, 2 * wide - 1, num_heads), no distance in the middle."""
@@ -596,13 +430,13 @@ class NearestAttention(WindowAttention):
         return torch.stack([network(offsets) for network in self.coord2rpb_all])
 
     def score_bias(self, bias: Tensor, places: Tensor) -> Tensor:
-        """The biases of the plan's numbers, from each query's own place."""
+        """From the numbers of the offsets."""
         query = torch.arange(self.window_size, device=places.device) - self.window_size // 2
-        number = places + (query[:, None] * bias.shape[2] + query).flatten()[:, None]
+        number = places[:, None] + (query[:, None] * bias.shape[2] + query).flatten()[:, None]
         if not is_graph():
             return F.embedding(number, bias.flatten(0, 2)).permute(0, 3, 1, 2)
         bias = F.embedding(number.clamp(min=0), bias.flatten(0, 2)).permute(0, 3, 1, 2)
-        return bias.masked_fill((places < 0)[:, None], float('-inf'))
+        return bias.masked_fill((places < 0)[:, None, None], MASKED)
 
 
 class FocalTransformerBlock(BaseModule):

@@ -22,7 +22,7 @@ from ..weights.resize import CheckpointError, FittedModule, fit_gates, fit_kerne
 from .depthwise import (autocast, convolve, depthwise_conv2d, input_gradient, wants_grad,
                         weight_gradient)
 from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, convolve_patches, is_gelu, is_graph,
-                     is_plain, linear, per_stage, resolve_arch)
+                     is_plain, linear, per_stage, project, resolve_arch)
 
 triton_works = True  # until it fails for the first time
 
@@ -214,7 +214,7 @@ class FocalModulation(FittedModule):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
         parts = (self.dim, self.dim, self.focal_level + 1)
-        plain = not is_graph() and is_plain(self.f, self.h, self.proj)
+        plain = not is_graph() and is_plain(self.f, self.h)
         if plain:
             # Three products: the convolutions get a map of its own, not one to copy first.
             query, context, gates = (linear(x, *part) for part in zip(
@@ -237,9 +237,7 @@ class FocalModulation(FittedModule):
             out = query + modulator if self.variant == 'additive' else query * modulator
             if self.keep_maps:
                 self.gates, self.modulator = gates.detach(), modulator.detach()
-        out = self.ln(out)
-        out = linear(out, self.proj.weight, self.proj.bias) if plain else self.proj(out)
-        return self.proj_drop(out)
+        return self.proj_drop(project(self.proj, self.ln(out)))
 
     def gather(self, context: Tensor, gates: Tensor) -> Tensor:
         """Steps 1 and 2: at once where nothing speaks against it, else as the paper has them.
