@@ -5,7 +5,7 @@ Sections, equations and tables below are the paper's. What the paper calls the f
 s_w is the side of a sub-window here, and its focal region size s_r is ``focal_windows``, as in
 the official code.
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np

@@ -237,7 +237,7 @@ def scores(space: Workspace, query: Tensor, key: Tensor, bias: Tensor, part: Pla
         score += part.mask
     score, scale = score.flatten(0, 1), query.shape[-1]**-0.5
     if query.dtype == score.dtype:
-        return score.baddbmm_(query, key.mT, alpha=scale)
+        return torch.baddbmm(score, query, key.mT, alpha=scale, out=score)
     return score.add_(query @ key.mT, alpha=scale)
 
 
@@ -321,8 +321,8 @@ class WindowAttention(torch.autograd.Function):
                                      of_bias.movedim(0, -2).flatten(-2).to(grad_bias))
 
             torch.bmm(weight.mT, grad_out, out=value)
-            grad_query = grad_out.baddbmm_(score, key, beta=0, alpha=scale).view(-1, dim)
-            key.baddbmm_(score.mT, query, beta=0, alpha=scale)
+            grad_query = torch.bmm(score, key, out=grad_out).mul_(scale).view(-1, dim)
+            torch.bmm(score.mT, query, out=key).mul_(scale)
             grad_rows = grad_qkv[image].view(-1, dim)
             grad_rows.index_copy_(0, own, grad_query.to(grad_rows))
             grad_rows.index_add_(0, keys, pair.to(grad_rows))
