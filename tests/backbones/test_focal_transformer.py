@@ -118,23 +118,6 @@ def test_training_can_follow_inference_mode():
     assert net.patch_embed.proj.weight.grad.any()
 
 
-@pytest.mark.parametrize('version', [{}, FAST])
-def test_graph_has_no_break(version):
-    net, image = small(use_shift=True, **version), torch.randn(1, 3, 40, 52)
-    compiled = torch.compile(net, backend='eager', fullgraph=True)
-    torch.testing.assert_close(compiled(image), net(image))
-
-
-@pytest.mark.parametrize('version', [dict(focal_levels=3), FAST])
-def test_exported_net_takes_other_sizes(version):
-    net = small(arch=dict(embed_dims=8, depths=(1, )), num_heads=1, focal_windows=3,
-                expand_sizes=1, **version)
-    other = torch.randn(1, 3, 64, 96)
-    sizes = {2: torch.export.Dim('height', min=40), 3: torch.export.Dim('width', min=40)}
-    exported = torch.export.export(net, (torch.randn(1, 3, 50, 70), ), dynamic_shapes=(sizes, ))
-    torch.testing.assert_close(exported.module()(other), net(other))
-
-
 def test_half_precision_gives_nearly_the_same_maps():
     net = small()
     full = maps(net, 60, 60)

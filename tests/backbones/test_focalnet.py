@@ -97,22 +97,6 @@ def test_recomputed_blocks_give_the_same_gradients():
     torch.testing.assert_close(*gradients)
 
 
-def test_graph_has_no_break():
-    net = small()
-    image = torch.randn(1, 3, 40, 33)
-    compiled = torch.compile(net, backend='eager', fullgraph=True)
-    torch.testing.assert_close(compiled(image), net(image))
-
-
-def test_exported_net_takes_every_size():
-    net, dynamic = small(focal_windows=9), torch.export.Dim.DYNAMIC
-    exported = torch.export.export(net, (torch.randn(1, 3, 64, 96), ),
-                                   dynamic_shapes=({2: dynamic, 3: dynamic}, )).module()
-    for size in ((97, 33), (128, 64)):
-        image = torch.randn(1, 3, *size)
-        torch.testing.assert_close(exported(image), net(image))
-
-
 def test_operations_are_counted_as_those_of_the_layers():
     m = FocalModulation(8, 2, 3)
     flops = get_model_complexity_info(m, inputs=torch.randn(1, 5, 5, 8), show_arch=False,

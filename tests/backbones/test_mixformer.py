@@ -98,17 +98,6 @@ def test_gradients_agree_with_finite_differences(variant):
     assert torch.autograd.gradcheck(run, (image, *values), fast_mode=True)
 
 
-@pytest.mark.parametrize('variant', VARIANTS)
-def test_compiled_and_exported_nets_give_the_same_maps(variant):
-    net, image = small(**variant), torch.randn(2, 3, 40, 33)
-    with torch.no_grad():
-        expected = net(image)
-        compiled = torch.compile(net, backend='eager', fullgraph=True)(image)
-        exported = torch.export.export(net, (image, )).module()(image)
-    torch.testing.assert_close(compiled, expected)
-    torch.testing.assert_close(exported, expected)
-
-
 def test_recomputed_blocks_give_the_same_gradients():
     image, gradients = torch.randn(1, 3, 32, 32), []
     for with_cp in (False, True):
