@@ -203,17 +203,8 @@ class Workspace:
         return torch.index_select(x, 0, where, out=self(name, len(where), x.shape[1]))
 
 
-def bias_of(part: Plan, bias: Tensor) -> Tensor:
-    """What some windows take of the bias of all columns, shape (heads, tokens, columns); broadcasts
-    to (windows, heads, tokens, keys)."""
-    if part.places is None:
-        return bias[None]
-    bias = bias.index_select(-1, part.places.flatten())
-    return bias.unflatten(-1, part.places.shape).movedim(-2, 0)
-
-
 def scores(space: Workspace, query: Tensor, key: Tensor, bias: Tensor, part: Plan,
-           less: Tensor | None = None) -> Tensor:
+           less: Tensor | float = 0.) -> Tensor:
     """Scores of some windows, with what is added to them.
 
     Args:
@@ -222,23 +213,26 @@ def scores(space: Workspace, query: Tensor, key: Tensor, bias: Tensor, part: Pla
         key (Tensor): Shape (windows * heads, keys, channels of a head).
         bias (Tensor): That of all columns, shape (heads, tokens, columns).
         part (Plan): The windows.
-        less (Tensor, optional): What is taken away, shape (windows, heads, tokens, 1).
+        less (Tensor or float): What is taken away, shape (windows, heads, tokens, 1). Default: 0.
 
     Returns:
         Tensor: In at least single precision, shape (windows * heads, tokens, keys).
     """
-    bias = bias_of(part, bias)
-    score = space('score', len(part.own), *bias.shape[1:])
-    if less is None:
-        score.copy_(bias)
+    if part.places is None:
+        bias = bias[None]
     else:
-        torch.sub(bias, less, out=score)
+        bias = bias.index_select(-1, part.places.flatten())
+        bias = bias.unflatten(-1, part.places.shape).movedim(-2, 0)
+    shape, scale = (len(part.own), *bias.shape[1:]), query.shape[-1]**-0.5
+    score = space('score', *shape)
+    if query.dtype == score.dtype:
+        flat = torch.sub(bias, less, out=score).flatten(0, 1)
+        torch.baddbmm(flat, query, key.mT, alpha=scale, out=flat)
+    else:
+        torch.add(bias - less, (query @ key.mT).view(shape), alpha=scale, out=score)
     if part.mask is not None:
         score += part.mask
-    score, scale = score.flatten(0, 1), query.shape[-1]**-0.5
-    if query.dtype == score.dtype:
-        return torch.baddbmm(score, query, key.mT, alpha=scale, out=score)
-    return score.add_(query @ key.mT, alpha=scale)
+    return score.flatten(0, 1)
 
 
 class WindowAttention(torch.autograd.Function):
@@ -260,25 +254,17 @@ class WindowAttention(torch.autograd.Function):
         exact = qkv.new_empty(0, dtype=torch.promote_types(qkv.dtype, torch.float))
         log_sum = exact.new_empty(len(qkv), queries * heads)
         bias, space, wide = bias.to(exact), Workspace(qkv), Workspace(exact)
-        # In half precision PyTorch's own takes 3/4 of the time, but does not tell the sum.
-        fused = qkv.dtype != exact.dtype and not any(ctx.needs_input_grad)
         for image, part in product(range(len(qkv)), parts):
             rows = qkv[image].view(-1, dim)
             own, keys = (where.flatten() for where in rows_of_heads(part.own, part.keys, heads))
             home = (own.view(-1, heads, tokens) - 2 * heads * part.own[:, None]).flatten()
             query = space.rows('query', rows, own).view(-1, tokens, dim)
             key, value = space.rows('pair', rows, keys).view(2, len(query), -1, dim)
-            if fused:
-                added = bias_of(part, bias)
-                attended = F.scaled_dot_product_attention(
-                    *(x.unflatten(0, (-1, heads)) for x in (query, key, value)),
-                    (added if part.mask is None else added + part.mask).to(query))
-                out[image].view(-1, dim).index_copy_(0, home, attended.reshape(-1, dim))
-                continue
-            weight = scores(wide, query, key, bias, part)
-            top = weight.amax(-1, keepdim=True)
-            total = weight.sub_(top).exp_().sum(-1, keepdim=True)
-            attended = torch.bmm(weight.to(value), value, out=query).div_(total)
+            score = scores(wide, query, key, bias, part)
+            top = score.amax(-1, keepdim=True)
+            weight = torch.sub(score, top, out=space('weight', *score.shape)).exp_()
+            total = weight.sum(-1, keepdim=True, dtype=score.dtype)
+            attended = torch.bmm(weight, value, out=query).div_(total)
             out[image].view(-1, dim).index_copy_(0, home, attended.view(-1, dim))
             log_sum[image].index_copy_(0, home, total.log_().add_(top).flatten())
         ctx.save_for_backward(qkv, bias, out, log_sum)
@@ -306,7 +292,8 @@ class WindowAttention(torch.autograd.Function):
             pair = space.rows('pair', rows, keys)
             key, value = pair.view(2, len(query), -1, dim)
             less = log_sum[image].index_select(0, home).view(-1, heads, tokens, 1)
-            weight = scores(wide, query, key, bias, part, less).exp_().to(qkv)
+            score = scores(wide, query, key, bias, part, less)
+            weight = torch.exp(score, out=space('weight', *score.shape))
             grad_out = space.rows('out', grad[image].view(-1, dim), home).view(-1, tokens, dim)
 
             # The derivative of softmax, with what the values are multiplied by.
