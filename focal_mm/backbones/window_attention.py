@@ -204,7 +204,7 @@ class Workspace:
 
 
 def scores(space: Workspace, query: Tensor, key: Tensor, bias: Tensor, part: Plan,
-           less: Tensor | float = 0.) -> Tensor:
+           less: Tensor | None = None) -> Tensor:
     """Scores of some windows, with what is added to them.
 
     Args:
@@ -213,7 +213,7 @@ def scores(space: Workspace, query: Tensor, key: Tensor, bias: Tensor, part: Pla
         key (Tensor): Shape (windows * heads, keys, channels of a head).
         bias (Tensor): That of all columns, shape (heads, tokens, columns).
         part (Plan): The windows.
-        less (Tensor or float): What is taken away, shape (windows, heads, tokens, 1). Default: 0.
+        less (Tensor, optional): What is taken away, shape (windows, heads, tokens, 1).
 
     Returns:
         Tensor: In at least single precision, shape (windows * heads, tokens, keys).
@@ -225,11 +225,14 @@ def scores(space: Workspace, query: Tensor, key: Tensor, bias: Tensor, part: Pla
         bias = bias.unflatten(-1, part.places.shape).movedim(-2, 0)
     shape, scale = (len(part.own), *bias.shape[1:]), query.shape[-1]**-0.5
     score = space('score', *shape)
-    if query.dtype == score.dtype:
-        flat = torch.sub(bias, less, out=score).flatten(0, 1)
-        torch.baddbmm(flat, query, key.mT, alpha=scale, out=flat)
+    if query.dtype != score.dtype:
+        torch.add(bias, (query @ key.mT).view(shape), alpha=scale, out=score)
+        if less is not None:
+            score -= less
     else:
-        torch.add(bias - less, (query @ key.mT).view(shape), alpha=scale, out=score)
+        score = score.copy_(bias) if less is None else torch.sub(bias, less, out=score)
+        flat = score.flatten(0, 1)
+        torch.baddbmm(flat, query, key.mT, alpha=scale, out=flat)
     if part.mask is not None:
         score += part.mask
     return score.flatten(0, 1)
