@@ -246,8 +246,8 @@ class PlannedAttention(nn.Module):
         if dropout or is_graph():
             plan = make(*sizes)
             bias = self.score_bias(bias, plan.places)
-            home = home_places(height, width, high, wide, self.window_size, (shift or 0, ) * 2,
-                               qkv.device)
+            by = 0 if shift is None else shift  # a truth that a graph would have to know
+            home = home_places(height, width, high, wide, self.window_size, (by, by), qkv.device)
             out = attend(qkv, plan, bias, home, self.num_heads, dropout)
         else:
             parts, places = kept_parts(self.num_heads, make, *sizes)
