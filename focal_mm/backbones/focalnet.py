@@ -370,6 +370,20 @@ class FocalNetBlock(BaseModule):
         x = self._add(x, self.modulation, self.norm1, self.gamma_1)
         return self._add(x, self.mlp, self.norm2, self.gamma_2)
 
+    @torch.no_grad()
+    def fold_scales(self) -> None:
+        """See :meth:`FocalNet.fold_scales`."""
+        last = (self.norm1, self.norm2) if self.use_postln else (self.modulation.proj, self.mlp.fc2)
+        for name, layer in zip(('gamma_1', 'gamma_2'), last):
+            gamma = getattr(self, name)
+            if gamma is not None:
+                layer.weight.mul_(gamma.view(-1, *[1] * (layer.weight.ndim - 1)))
+                layer.bias.mul_(gamma)
+                setattr(self, name, None)
+        if self.modulation.normalize_modulator and self.modulation.variant != 'convnet':
+            self.modulation.h.weight.div_(self.modulation.focal_level + 1)
+            self.modulation.normalize_modulator = False
+
     def _add(self, x: Tensor, branch: nn.Module, norm: nn.Module, gamma: Tensor | None) -> Tensor:
         out = norm(branch(x)) if self.use_postln else branch(norm(x))
         return x + self.drop_path(out if gamma is None else gamma * out)
@@ -531,3 +545,25 @@ class FocalNet(StagedBackbone):
         super().__init__(
             PatchEmbed(in_channels, dims[0], sizes['patch_size'], stem_overlap, norm_cfg), stages,
             dims, drop_rate, out_indices, out_norm, norm_cfg, frozen_stages, init_cfg)
+
+    def fold_scales(self) -> 'FocalNet':
+        """For inference: the learned scales on the branches and the division of the gathered
+        context become part of the layers beside them. The maps stay the same to 1e-5. Of the archs
+        with a name only ``large`` to ``huge`` and ``base_iso`` have something to fold.
+
+        Checkpoints come first, since a folded network has other parameters. A second call changes
+        nothing.
+
+        Returns:
+            FocalNet: Itself.
+
+        Raises:
+            RuntimeError: In training mode.
+        """
+        if self.training:
+            raise RuntimeError('FocalNet.fold_scales: the network is in training mode; '
+                               'call eval() first')
+        for stage in self.layers:
+            for block in stage.blocks:
+                block.fold_scales()
+        return self

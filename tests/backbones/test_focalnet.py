@@ -339,3 +339,21 @@ def test_hooks_and_adapters_on_a_layer_are_heard(name, grad):
         assert not block(x).allclose(before)
         handle.remove()
         assert block(x).allclose(before)
+
+
+@pytest.mark.parametrize('use_postln', [False, True])
+@pytest.mark.parametrize('modulation', ['focal', 'convnet'])
+def test_net_with_folded_scales_gives_the_same_maps(use_postln, modulation):
+    net = small(layer_scale_init_value=0.5, use_postln=use_postln, normalize_modulator=True,
+                modulation=modulation)
+    names, expected = {name.split('.')[-1] for name, _ in net.named_parameters()}, maps(net, 33, 47)
+    for _ in range(2):
+        for ours, theirs in zip(maps(net.fold_scales(), 33, 47), expected):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert names - {name.split('.')[-1] for name, _ in net.named_parameters()} == {
+        'gamma_1', 'gamma_2'}
+
+
+def test_net_in_training_keeps_its_scales():
+    with pytest.raises(RuntimeError, match=r'call eval\(\) first'):
+        small().train().fold_scales()
