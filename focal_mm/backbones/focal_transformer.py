@@ -97,7 +97,8 @@ def gather_plan(height: int, width: int, window_size: int, expand_size: int, foc
         expand_size (int): Depth of the surroundings.
         focal_window (int): Side of the region of the first pooled map.
         levels (int): Pooled maps; map k has 2^k x 2^k tokens a window.
-        shift (int): By how many tokens the map has been shifted up and to the left.
+        shift (int, optional): By how many tokens the map has been rolled up and to the left. None:
+            it has not been.
         device (torch.device): That of the result.
 
     Returns:
@@ -137,7 +138,7 @@ def gather_plan(height: int, width: int, window_size: int, expand_size: int, foc
     return Plan(own, keys, None, mask)
 
 
-def nearest_plan(height: int, width: int, window_size: int, topk: int, levels: int, shift: int,
+def nearest_plan(height: int, width: int, window_size: int, topk: int, levels: int,
                  device: torch.device) -> Plan:
     """Which tokens each window attends to in the faster version: of each map those nearest to the
     token in the middle of the window.
@@ -148,7 +149,6 @@ def nearest_plan(height: int, width: int, window_size: int, topk: int, levels: i
         window_size (int): Side of a window.
         topk (int): Tokens of each map.
         levels (int): Pooled maps, 0 or 1.
-        shift (int): By how many tokens the map has been shifted up and to the left.
         device (torch.device): That of the result.
 
     Returns:
@@ -418,8 +418,7 @@ class NearestAttention(PlannedAttention):
 
     def plan(self, height: int, width: int, shift: int | None, device: torch.device) -> tuple:
         """For :func:`nearest_plan`."""
-        return (nearest_plan, height, width, self.window_size, self.topk, self.pooled_levels, shift,
-                device)
+        return nearest_plan, height, width, self.window_size, self.topk, self.pooled_levels, device
 
     def position_bias(self, high: int, wide: int) -> Tensor:
         """B by how far down and to the right of the key the query is: shape (1 + pooled_levels,
