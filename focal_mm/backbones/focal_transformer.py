@@ -21,13 +21,8 @@ from ..weights.resize import (FittedModule, fit_neighbour_bias, fit_pooling, fit
                               surroundings)
 from .layers import (Mlp, PatchEmbed, Stage, StagedBackbone, is_graph, per_stage, project,
                      relative_index, resolve_arch)
-from .window_attention import (Plan, WindowAttention, attend, home_places, kept_parts, roll,
-                               window_grid, window_tokens, wrap)
-
-
-# What is added to a score that is not to count. The official code adds -100; exp(-100) vanishes
-# too, but as a subnormal number, with which processors are slow.
-MASKED = float('-inf')
+from .window_attention import (MASKED, Plan, WindowAttention, attend, home_places, kept_parts,
+                               roll, window_grid, window_tokens, wrap)
 
 
 class SubWindowPool(FittedModule):

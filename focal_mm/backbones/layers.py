@@ -164,12 +164,12 @@ def project(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def convolve_patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution whose stride is its kernel, 1x1 say: (N, C, H, W) -> (N, C', H / k, W / k).
+    """A convolution: (N, C, H, W) -> (N, C', H', W').
 
-    In a graph it is a product: how PyTorch convolves one image depends on the image's size, and a
-    graph would be made for each way.
+    One whose stride is its kernel, 1x1 say, is a product in a graph: how PyTorch convolves one
+    image depends on the image's size, and a graph would be made for each way.
     """
-    if not (is_graph() and is_plain(layer)):
+    if not (is_graph() and is_plain(layer) and layer.kernel_size == layer.stride):
         return layer(x)
     x, side = x.permute(0, 2, 3, 1), layer.kernel_size[0]
     if side > 1:
@@ -285,7 +285,6 @@ class PatchEmbed(FittedModule):
                  overlap: int | None = None, norm_cfg: dict | None = dict(type='LN')) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.overlapped = overlap is not None
         kernel_size = patch_size if overlap is None else {2: 3, 4: 7}[patch_size]
         self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, patch_size, overlap or 0)
         self.norm = build_norm_layer(norm_cfg, embed_dims)[1] if norm_cfg else nn.Identity()
@@ -308,8 +307,7 @@ class PatchEmbed(FittedModule):
         """(N, C, H, W) -> (N, ceil(H / patch_size), ceil(W / patch_size), embed_dims)."""
         height, width = x.shape[2:]
         x = F.pad(x, (0, lack(width, self.patch_size), 0, lack(height, self.patch_size)))
-        x = self.proj(x) if self.overlapped else convolve_patches(self.proj, x)
-        return self.norm(x.permute(0, 2, 3, 1))
+        return self.norm(convolve_patches(self.proj, x).permute(0, 2, 3, 1))
 
 
 class Stage(nn.Module):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..weights.resize import CheckpointError, FittedModule, fit_kernel, fit_position_bias
 from .layers import (Mlp, Stage, StagedBackbone, convolve_patches, fix_statistics, is_graph, lack,
                      per_stage, project, relative_index, resolve_arch)
-from .window_attention import (Plan, WindowAttention, attend, home_places, kept_parts, roll,
-                               window_tokens, wrap)
+from .window_attention import (MASKED, Plan, WindowAttention, attend, home_places, kept_parts,
+                               roll, window_tokens, wrap)
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ def window_plan(height: int, width: int, window_size: int, shift: tuple[int, int
     y, x = own // width, own - own // width * width
     # What the shift brought from the opposite side is no neighbour in its window.
     area = 2 * (y >= height - shift[0]) + 1 * (x >= width - shift[1])
-    mask = torch.where(area[:, None, :, None] != area[:, None, None], float('-inf'), 0.)
+    mask = torch.where(area[:, None, :, None] != area[:, None, None], MASKED, 0.)
     own = wrap(y + shift[0], height) * width + wrap(x + shift[1], width)
     return Plan(own, own, None, mask)
 

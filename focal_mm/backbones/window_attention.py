@@ -22,6 +22,10 @@ from .layers import is_graph
 # counts as many cores, for few large steps.
 SCORES = 1 << 19
 
+# What is added to a score that is not to count. Focal Transformer's official code adds -100;
+# exp(-100) vanishes too, but as a subnormal number, with which processors are slow.
+MASKED = float('-inf')
+
 
 class Plan(NamedTuple):
     """Which tokens windows attend to.
@@ -104,11 +108,10 @@ def kept_parts(heads: int, plan: Callable[..., Plan], height: int, width: int, w
     own, keys, places, mask = plan(height, width, window_size, *args)
     if keys.is_meta:  # no values to look at
         return [Plan(own, keys, None, mask)], None if places is None else places[0]
-    every = columns = torch.arange(keys.shape[1], device=keys.device)
-    index = columns.expand_as(keys)
+    distinct, index = None, torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
     if places is not None:
-        every, index = places.unique(return_inverse=True)
-        columns = torch.arange(len(every), device=keys.device)
+        distinct, index = places.unique(return_inverse=True)
+    columns = torch.arange(int(index.max()) + 1, device=keys.device)
     cores = torch.get_num_threads() if keys.is_cpu else 128
     most = max(1, SCORES * cores // (heads * own.shape[1] * keys.shape[1]))
     across = -(-width // window_size)
@@ -126,8 +129,8 @@ def kept_parts(heads: int, plan: Callable[..., Plan], height: int, width: int, w
                     added if added is not None and added.any() else None)
 
     rows = torch.arange(len(own), device=own.device).split(max(1, most // across) * across)
-    return [part(some) for row in rows for some in row.tensor_split(-(-len(row) // most))], (
-        None if places is None else every)
+    parts = [part(some) for row in rows for some in row.tensor_split(-(-len(row) // most))]
+    return parts, distinct
 
 
 def home_places(height: int, width: int, high: int, wide: int, window_size: int,
@@ -203,6 +206,28 @@ class Workspace:
         return torch.index_select(x, 0, where, out=self(name, len(where), x.shape[1]))
 
 
+def gather(space: Workspace, rows: Tensor, part: Plan, heads: int) -> tuple[Tensor, ...]:
+    """What some windows attend with.
+
+    Args:
+        space (Workspace): Where it is put.
+        rows (Tensor): Those of all tokens and heads, see :func:`rows_of_heads`.
+        part (Plan): The windows.
+        heads (int): Attention heads.
+
+    Returns:
+        tuple: Where in ``rows`` the queries are, and the keys with the values; where the queries
+        are among (tokens, heads) rows, as what they attend to is put; the queries, shape (windows *
+        heads, tokens, channels), and the keys and values, shape (2, windows * heads, keys,
+        channels).
+    """
+    own, keys = rows_of_heads(part.own, part.keys, heads)
+    home = (own - 2 * heads * part.own[:, None]).flatten()
+    tokens, dim, own, keys = own.shape[-1], rows.shape[1], own.flatten(), keys.flatten()
+    query = space.rows('query', rows, own).view(-1, tokens, dim)
+    return own, keys, home, query, space.rows('pair', rows, keys).view(2, len(query), -1, dim)
+
+
 def scores(space: Workspace, query: Tensor, key: Tensor, bias: Tensor, part: Plan,
            less: Tensor | None = None) -> Tensor:
     """Scores of some windows, with what is added to them.
@@ -250,7 +275,7 @@ class WindowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, qkv: Tensor, queries: int, bias: Tensor, parts: list[Plan]) -> Tensor:
-        heads, tokens = bias.shape[:2]
+        heads = len(bias)
         out = qkv.new_empty(len(qkv), queries, qkv.shape[-1] // 3)
         dim = out.shape[-1] // heads
         # In half precision scores are kept in single, and gradients are added up in it.
@@ -258,11 +283,7 @@ class WindowAttention(torch.autograd.Function):
         log_sum = exact.new_empty(len(qkv), queries * heads)
         bias, space, wide = bias.to(exact), Workspace(qkv), Workspace(exact)
         for image, part in product(range(len(qkv)), parts):
-            rows = qkv[image].view(-1, dim)
-            own, keys = (where.flatten() for where in rows_of_heads(part.own, part.keys, heads))
-            home = (own.view(-1, heads, tokens) - 2 * heads * part.own[:, None]).flatten()
-            query = space.rows('query', rows, own).view(-1, tokens, dim)
-            key, value = space.rows('pair', rows, keys).view(2, len(query), -1, dim)
+            *_, home, query, (key, value) = gather(space, qkv[image].view(-1, dim), part, heads)
             score = scores(wide, query, key, bias, part)
             top = score.amax(-1, keepdim=True)
             weight = torch.sub(score, top, out=space('weight', *score.shape)).exp_()
@@ -288,12 +309,8 @@ class WindowAttention(torch.autograd.Function):
 
         space, wide = Workspace(qkv), Workspace(bias)
         for image, part in product(range(len(qkv)), ctx.parts):
-            rows = qkv[image].view(-1, dim)
-            own, keys = (where.flatten() for where in rows_of_heads(part.own, part.keys, heads))
-            home = (own.view(-1, heads, tokens) - 2 * heads * part.own[:, None]).flatten()
-            query = space.rows('query', rows, own).view(-1, tokens, dim)
-            pair = space.rows('pair', rows, keys)
-            key, value = pair.view(2, len(query), -1, dim)
+            own, keys, home, query, pair = gather(space, qkv[image].view(-1, dim), part, heads)
+            key, value = pair
             less = log_sum[image].index_select(0, home).view(-1, heads, tokens, 1)
             score = scores(wide, query, key, bias, part, less)
             weight = torch.exp(score, out=space('weight', *score.shape))
@@ -315,5 +332,5 @@ class WindowAttention(torch.autograd.Function):
             torch.bmm(score.mT, query, out=key).mul_(scale)
             grad_rows = grad_qkv[image].view(-1, dim)
             grad_rows.index_copy_(0, own, grad_query.to(grad_rows))
-            grad_rows.index_add_(0, keys, pair.to(grad_rows))
+            grad_rows.index_add_(0, keys, pair.view(-1, dim).to(grad_rows))
         return grad_qkv.to(qkv), None, grad_bias, None
