@@ -1,14 +1,47 @@
 import pytest
 import torch
+from torch import nn
 
 from focal_mm.backbones import layers
-from focal_mm.backbones.layers import Mlp
+from focal_mm.backbones.layers import Mlp, project
 
 pytestmark = pytest.mark.stock
 
 
 def plain(mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
     return mlp.fc2(mlp.act(mlp.fc1(x)))
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize(('tokens', 'dim', 'out_dim'), [(3, 8, 24), (600, 8, 24), (600, 24, 8)])
+def test_linear_layer_is_that_of_pytorch(tokens, dim, out_dim, bias):
+    layer, x = nn.Linear(dim, out_dim, bias), torch.randn(2, tokens, dim, requires_grad=True)
+    wanted, grad = (x, *layer.parameters()), torch.randn(2, tokens, out_dim)
+    torch.testing.assert_close(project(layer, x), layer(x))
+    # Of a weight it is a sum of 1200 products, in another order.
+    torch.testing.assert_close(torch.autograd.grad(project(layer, x), wanted, grad),
+                               torch.autograd.grad(layer(x), wanted, grad), atol=2e-4, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(project(layer, x), layer(x))
+
+
+@pytest.mark.parametrize('learned', ['weight', 'bias', 'x'])
+def test_linear_layer_has_the_gradients_that_are_asked_for(learned):
+    layer, x = nn.Linear(8, 24).requires_grad_(False), torch.randn(600, 8)
+    tensor = dict(layer.named_parameters(), x=x)[learned].requires_grad_()
+    grad, expected = (torch.autograd.grad(out.square().sum(), tensor)
+                      for out in (project(layer, x), layer(x)))
+    torch.testing.assert_close(grad, expected)
+
+
+def test_linear_layer_under_autocast_is_in_its_precision():
+    layer, x = nn.Linear(8, 24), torch.randn(600, 8)
+    with torch.autocast('cpu', torch.bfloat16):
+        out = project(layer, x)
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert layer.weight.grad.dtype == torch.float
+    torch.testing.assert_close(out.float(), layer(x), atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize('tokens', [1, 7, 64])
@@ -49,5 +82,5 @@ def test_mlp_under_autocast_is_in_its_precision():
 
 def test_part_of_an_mlp_may_be_replaced():
     mlp, x = Mlp(8, 8), torch.randn(5, 8)
-    mlp.fc1 = torch.nn.Sequential(mlp.fc1)
+    mlp.fc1 = nn.Sequential(mlp.fc1)
     torch.testing.assert_close(mlp(x), plain(mlp, x))

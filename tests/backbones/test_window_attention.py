@@ -64,7 +64,13 @@ def case(request, monkeypatch):
 
 def test_every_window_is_in_one_part(case):
     assert len(case.parts) > 2
-    assert torch.cat([part.own for part in case.parts]).equal(case.plan.own)
+    windows = torch.cat([part.own for part in case.parts]).tolist()
+    assert sorted(windows) == sorted(case.plan.own.tolist())
+
+
+def test_the_largest_part_comes_first(case):
+    sizes = [part.keys.numel() for part in case.parts]
+    assert sizes == sorted(sizes, reverse=True)
 
 
 def test_no_key_of_a_part_is_masked_for_all_its_windows(case):
@@ -86,9 +92,10 @@ def test_attention_in_parts_is_that_of_all_windows(case):
 
 
 def test_large_scores_do_not_overflow(case):
+    # In single precision scores of 10^4 are off by up to 5e-4, and so by a share are the weights.
     qkv, bias = case.draw(scale=50.)
     torch.testing.assert_close(case.in_parts(qkv.float(), bias.float()),
-                               case.at_once(qkv, bias).float(), rtol=1e-3, atol=0.02)
+                               case.at_once(qkv, bias).float(), rtol=1e-3, atol=1e-3 * 50)
 
 
 def test_half_precision_is_near(case):
