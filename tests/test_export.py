@@ -23,12 +23,12 @@ DIMS = [16, 32, 64, 128]
 class Maps(nn.Module):
     """A backbone and what comes after it."""
 
-    def __init__(self, config: str, part: str, **settings) -> None:
+    def __init__(self, config: str, sizes: dict, part: str, **settings) -> None:
         super().__init__()
         cfg = Config.fromfile(CONFIGS / config)
         init_default_scope(cfg.default_scope)
         torch.manual_seed(0)
-        self.backbone = MODELS.build(dict(cfg.model.backbone, **SMALL))
+        self.backbone = MODELS.build(dict(cfg.model.backbone, **SMALL, **sizes))
         self.after = MODELS.build(dict(cfg.model[part], in_channels=DIMS, **settings))
 
     def forward(self, image):
@@ -36,14 +36,18 @@ class Maps(nn.Module):
         return out if isinstance(out, tuple) else (out, )
 
 
-NETS = [
-    partial(Maps, 'mask_rcnn/focalnet_t_1x.py', 'neck', out_channels=16),
-    partial(Maps, 'upernet/focalnet_t.py', 'decode_head', channels=16, num_classes=5,
-            norm_cfg=dict(type='BN')),
-]
+FPN = dict(part='neck', out_channels=16)
+UPERNET = dict(part='decode_head', channels=16, num_classes=5, norm_cfg=dict(type='BN'))
+HEADS = dict(num_heads=(1, 2, 4, 8))
+
+NETS = {
+    'mask_rcnn-focal': partial(Maps, 'mask_rcnn/focal_t_1x.py', HEADS, **FPN),
+    'mask_rcnn-mixformer': partial(Maps, 'mask_rcnn/mixformer_b1_1x.py', HEADS, **FPN),
+    'upernet-focalnet': partial(Maps, 'upernet/focalnet_t.py', {}, **UPERNET),
+}
 
 
-@pytest.mark.parametrize('net', NETS, ids=['mask_rcnn', 'upernet'])
+@pytest.mark.parametrize('net', NETS.values(), ids=NETS)
 def test_backbone_and_neck_export_for_every_size(net, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
     net = net().eval()
