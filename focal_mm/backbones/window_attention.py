@@ -60,7 +60,9 @@ def window_grid(rows: int, cols: int, device: torch.device) -> tuple[Tensor, Ten
     maps of one window, or for all others.
     """
     count = rows * cols
-    window = torch.arange(count + int(is_graph()), device=device)[:, None].clamp(max=count - 1)
+    window = torch.arange(count + int(is_graph()), device=device)[:, None]
+    # Not by clamp: inductor would carry all that follows as one symbol, and take minutes for it.
+    window = torch.where(window < count, window, count - 1)
     return window // cols, window - window // cols * cols
 
 
