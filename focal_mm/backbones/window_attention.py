@@ -257,7 +257,9 @@ def scores(space: Workspace, query: Tensor, key: Tensor, bias: Tensor, part: Pla
     shape, scale = (len(part.own), *bias.shape[1:]), LOG2_E * query.shape[-1]**-0.5
     score = space('score', *shape)
     if query.dtype != score.dtype:
-        torch.add(bias, (query @ key.mT).view(shape), alpha=scale, out=score)
+        # Added in one step with the bias it would be converted more slowly than by a copy.
+        score.copy_((query @ key.mT).view(shape))
+        torch.add(bias, score, alpha=scale, out=score)
         if less is not None:
             score -= less
     else:
@@ -292,9 +294,8 @@ class WindowAttention(torch.autograd.Function):
             _, home, query, (key, value) = gather(space, qkv[image].view(-1, dim), part, heads)
             score = scores(wide, query, key, bias, part)
             top = score.amax(-1, keepdim=True)
-            weight = torch.sub(score, top, out=space('weight', *score.shape)).exp2_()
-            total = weight.sum(-1, keepdim=True, dtype=score.dtype)
-            attended = torch.bmm(weight, value, out=query).div_(total)
+            total = score.sub_(top).exp2_().sum(-1, keepdim=True)
+            attended = torch.bmm(score.to(value), value, out=query).div_(total)
             out[image].view(-1, dim).index_copy_(0, home, attended.view(-1, dim))
             log_sum[image].index_copy_(0, home, total.log2_().add_(top).flatten())
         ctx.save_for_backward(qkv, bias, out, log_sum)
@@ -319,7 +320,7 @@ class WindowAttention(torch.autograd.Function):
             key, value = pair
             less = log_sum[image].index_select(0, home).view(-1, heads, tokens, 1)
             score = scores(wide, query, key, bias, part, less)
-            weight = torch.exp2(score, out=space('weight', *score.shape))
+            weight = score.exp2_().to(value)
             grad_out = space.rows('out', grad[image].view(-1, dim), home).view(-1, tokens, dim)
 
             # The derivative of softmax, with what the values are multiplied by.
