@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from focal_mm.backbones import depthwise
-from focal_mm.backbones.depthwise import depthwise_conv2d, weight_gradient
+from focal_mm.kernels import depthwise
+from focal_mm.kernels.depthwise import depthwise_conv, weight_gradient
 
 pytestmark = pytest.mark.stock
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.stock
 def test_kernels_of_every_width_give_the_plain_convolution(kernel):
     x, weight = torch.randn(2, 5, 9, 20), torch.randn(5, 1, kernel, kernel)
     expected = F.conv2d(x, weight, padding=kernel // 2, groups=5)
-    torch.testing.assert_close(depthwise_conv2d(x, weight), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(depthwise_conv(x, weight), expected, atol=2e-5, rtol=0)
 
 
 # One tile, tiles that do not fill the map, many images of one small tile, less than a kernel.
@@ -20,8 +20,9 @@ def test_kernels_of_every_width_give_the_plain_convolution(kernel):
 @pytest.mark.parametrize('kernel', [3, 9, 13])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_weight_gradient_in_tiles_is_the_plain_one(shape, kernel, memory_format):
-    x, grad = (torch.randn(shape, dtype=torch.double).to(memory_format=memory_format)
-               for _ in range(2))
+    x, grad = (
+        torch.randn(shape, dtype=torch.double).to(memory_format=memory_format) for _ in range(2)
+    )
     weight = torch.zeros(4, 1, kernel, kernel, dtype=torch.double, requires_grad=True)
     F.conv2d(x, weight, padding=kernel // 2, groups=4).backward(grad)
     torch.testing.assert_close(weight_gradient(x, grad, kernel), weight.grad)
@@ -30,20 +31,20 @@ def test_weight_gradient_in_tiles_is_the_plain_one(shape, kernel, memory_format)
 def test_tiles_that_are_gathered_in_portions_add_up(monkeypatch):
     x, grad = (torch.randn(3, 4, 70, 20, dtype=torch.double) for _ in range(2))
     whole = weight_gradient(x, grad, 5)
-    monkeypatch.setattr(depthwise, 'GATHERED', 1)
+    monkeypatch.setattr(depthwise, 'GATHERED_ELEMENTS', 1)
     torch.testing.assert_close(weight_gradient(x, grad, 5), whole)
 
 
 def test_gradients_agree_with_finite_differences():
     x = torch.randn(2, 3, 6, 5, dtype=torch.double, requires_grad=True)
     weight = torch.randn(3, 1, 5, 5, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(depthwise_conv2d, (x, weight))
+    assert torch.autograd.gradcheck(depthwise_conv, (x, weight))
 
 
 def test_autocast_convolves_in_its_precision():
     x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 1, 5, 5, requires_grad=True)
     with torch.autocast('cpu', torch.bfloat16):
-        out = depthwise_conv2d(x, weight)
+        out = depthwise_conv(x, weight)
     assert out.dtype == torch.bfloat16
     out.float().sum().backward()
     expected = torch.autograd.grad(F.conv2d(x, weight, padding=2, groups=4).sum(), weight)[0]

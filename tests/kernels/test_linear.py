@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from focal_mm.backbones import layers
-from focal_mm.backbones.layers import Mlp, project
+from focal_mm.backbones.base import Mlp
+from focal_mm.kernels import linear
+from focal_mm.kernels.linear import project
 
 pytestmark = pytest.mark.stock
 
@@ -13,14 +14,18 @@ def plain(mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize('bias', [True, False])
-@pytest.mark.parametrize(('tokens', 'dim', 'out_dim'), [(3, 8, 24), (600, 8, 24), (600, 24, 8)])
+@pytest.mark.parametrize('tokens, dim, out_dim', [(3, 8, 24), (600, 8, 24), (600, 24, 8)])
 def test_linear_layer_is_that_of_pytorch(tokens, dim, out_dim, bias):
     layer, x = nn.Linear(dim, out_dim, bias), torch.randn(2, tokens, dim, requires_grad=True)
     wanted, grad = (x, *layer.parameters()), torch.randn(2, tokens, out_dim)
     torch.testing.assert_close(project(layer, x), layer(x))
     # Of a weight it is a sum of 1200 products, in another order.
-    torch.testing.assert_close(torch.autograd.grad(project(layer, x), wanted, grad),
-                               torch.autograd.grad(layer(x), wanted, grad), atol=2e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(project(layer, x), wanted, grad),
+        torch.autograd.grad(layer(x), wanted, grad),
+        atol=2e-4,
+        rtol=1e-5,
+    )
     with torch.no_grad():
         torch.testing.assert_close(project(layer, x), layer(x))
 
@@ -29,8 +34,9 @@ def test_linear_layer_is_that_of_pytorch(tokens, dim, out_dim, bias):
 def test_linear_layer_has_the_gradients_that_are_asked_for(learned):
     layer, x = nn.Linear(8, 24).requires_grad_(False), torch.randn(600, 8)
     tensor = dict(layer.named_parameters(), x=x)[learned].requires_grad_()
-    grad, expected = (torch.autograd.grad(out.square().sum(), tensor)
-                      for out in (project(layer, x), layer(x)))
+    grad, expected = (
+        torch.autograd.grad(out.square().sum(), tensor) for out in (project(layer, x), layer(x))
+    )
     torch.testing.assert_close(grad, expected)
 
 
@@ -46,13 +52,14 @@ def test_linear_layer_under_autocast_is_in_its_precision():
 
 @pytest.mark.parametrize('tokens', [1, 7, 64])
 def test_mlp_in_slices_is_the_plain_one(tokens, monkeypatch):
-    monkeypatch.setattr(layers, 'SLICE', 100)
+    monkeypatch.setattr(linear, 'HIDDEN_ELEMENTS', 100)
     mlp, x = Mlp(6, 24), torch.randn(tokens, 3, 6, requires_grad=True)
     wanted = (x, *mlp.parameters())
     grad = torch.randn(tokens, 3, 6)
     torch.testing.assert_close(mlp(x), plain(mlp, x))
-    torch.testing.assert_close(torch.autograd.grad(mlp(x), wanted, grad),
-                               torch.autograd.grad(plain(mlp, x), wanted, grad))
+    torch.testing.assert_close(
+        torch.autograd.grad(mlp(x), wanted, grad), torch.autograd.grad(plain(mlp, x), wanted, grad)
+    )
     with torch.no_grad():
         torch.testing.assert_close(mlp(x), plain(mlp, x))
 

@@ -1,5 +1,6 @@
 """Exports of a backbone with what a detector's neck or a segmentor's head makes of its maps, as
 in docs/export.md."""
+
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from focal_mm.export import adaptive_avg_pool2d
 
 pytestmark = pytest.mark.stock
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
+CONFIGS = Path(__file__).parents[2] / 'configs'
 DYNAMIC = torch.export.Dim.DYNAMIC
 SMALL = dict(arch=dict(embed_dims=16, depths=(1, 1, 1, 1)), init_cfg=None)
 DIMS = [16, 32, 64, 128]
@@ -33,7 +34,7 @@ class Maps(nn.Module):
 
     def forward(self, image):
         out = self.after(self.backbone(image))
-        return out if isinstance(out, tuple) else (out, )
+        return out if isinstance(out, tuple) else (out,)
 
 
 FPN = dict(part='neck', out_channels=16)
@@ -52,11 +53,13 @@ def test_backbone_and_neck_export_for_every_size(net, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
     net = net().eval()
     with torch.no_grad():
-        program = torch.export.export(net, (torch.randn(1, 3, 96, 128), ),
-                                      dynamic_shapes=({2: DYNAMIC, 3: DYNAMIC}, ))
+        program = torch.export.export(
+            net, (torch.randn(1, 3, 96, 128),), dynamic_shapes=({2: DYNAMIC, 3: DYNAMIC},)
+        )
         module = program.module(check_guards=False)
         program = program.run_decompositions(
-            {torch.ops.aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d})
+            {torch.ops.aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d}
+        )
         torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / 'net.onnx')
         session = onnxruntime.InferenceSession(tmp_path / 'net.onnx')
         for size in ((61, 77), (96, 128), (200, 180)):
@@ -64,8 +67,9 @@ def test_backbone_and_neck_export_for_every_size(net, tmp_path):
             expected = net(image)
             torch.testing.assert_close(module(image), expected, rtol=0, atol=2e-4)
             outs = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-            torch.testing.assert_close(tuple(map(torch.from_numpy, outs)), expected, rtol=0,
-                                       atol=2e-4)
+            torch.testing.assert_close(
+                tuple(map(torch.from_numpy, outs)), expected, rtol=0, atol=2e-4
+            )
 
 
 @pytest.mark.parametrize('size', [(1, 1), (3, 5), (6, 6)])

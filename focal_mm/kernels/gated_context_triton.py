@@ -9,6 +9,7 @@ Checked in Triton's interpreter, and compiled for sm_80 and sm_90; not run or ti
 
 Within this file a map is (N, H, W, C), the gate of a level (N, H, W), its kernels (k * k, C).
 """
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -33,8 +34,9 @@ def normal(x):
 
 @triton.jit
 def tile(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Where the tile of this program is: image, first row, columns, channels; tokens, and which of
-    them are on the map."""
+    """Locate the tile of this program: image, first row, columns, channels; tokens, and which of
+    them are on the map.
+    """
     image, across = tl.program_id(2), tl.cdiv(width, COLUMNS)
     top = tl.program_id(1) // across * ROWS
     row = top + tl.arange(0, ROWS)[:, None, None]
@@ -45,8 +47,21 @@ def tile(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.
 
 
 @triton.jit
-def convolve(x, weight, image, top, column, channel, height, width, channels, K: tl.constexpr,
-             ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
+def convolve(
+    x,
+    weight,
+    image,
+    top,
+    column,
+    channel,
+    height,
+    width,
+    channels,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     """A tile of the depth-wise convolution, (ROWS, COLUMNS, CHANNELS) in fp32."""
     column -= K // 2
     known = channel < channels
@@ -65,15 +80,29 @@ def convolve(x, weight, image, top, column, channel, height, width, channels, K:
 
 
 @triton.jit(do_not_specialize=['gate', 'height', 'width'])
-def level_forward(x, weight, gate, before, z, out, height, width, channels, FIRST: tl.constexpr,
-                  K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                  CHANNELS: tl.constexpr):
+def level_forward(
+    x,
+    weight,
+    gate,
+    before,
+    z,
+    out,
+    height,
+    width,
+    channels,
+    FIRST: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     """before = dwconv(x), z = GELU(before), out = out + gate * z."""
     image, top, column, channel, token, on_map = tile(height, width, ROWS, COLUMNS, CHANNELS)
     at, mask = token * channels + channel, on_map & (channel < channels)
 
-    value = convolve(x, weight, image, top, column, channel, height, width, channels, K, ROWS,
-                     COLUMNS, CHANNELS)
+    value = convolve(
+        x, weight, image, top, column, channel, height, width, channels, K, ROWS, COLUMNS, CHANNELS
+    )
     value = value.to(z.dtype.element_ty)  # GELU of what is stored, as backwards
     if before is not None:
         tl.store(before + at, value, mask)
@@ -87,9 +116,23 @@ def level_forward(x, weight, gate, before, z, out, height, width, channels, FIRS
 
 
 @triton.jit(do_not_specialize=['gate', 'height', 'width'])
-def level_backward(above, weight, grad, gate, before, below, z, gate_grad, height, width, channels,
-                   K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                   CHANNELS: tl.constexpr):
+def level_backward(
+    above,
+    weight,
+    grad,
+    gate,
+    before,
+    below,
+    z,
+    gate_grad,
+    height,
+    width,
+    channels,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     """Takes the gradient of a level's output through its gate and GELU.
 
     ``above`` is the gradient of the next level's convolution, ``weight`` its turned kernels; with
@@ -104,15 +147,29 @@ def level_backward(above, weight, grad, gate, before, below, z, gate_grad, heigh
         carry = tl.full([ROWS, COLUMNS, CHANNELS], 0, tl.float32)
         carry += tl.load(above + image * channels + channel, channel < channels, 0).to(tl.float32)
     else:
-        carry = convolve(above, weight, image, top, column, channel, height, width, channels, K,
-                         ROWS, COLUMNS, CHANNELS)
+        carry = convolve(
+            above,
+            weight,
+            image,
+            top,
+            column,
+            channel,
+            height,
+            width,
+            channels,
+            K,
+            ROWS,
+            COLUMNS,
+            CHANNELS,
+        )
     if before is not None:
         value = tl.load(before + at, mask, 0).to(tl.float32)
         part = normal(value)
         out_grad = tl.load(grad + at, mask, 0).to(tl.float32)
         sums = tl.sum(out_grad * value * part, 2)[:, :, None]
-        tl.store(gate_grad + tl.program_id(0) * tl.num_programs(2) * height * width + token, sums,
-                 on_map)
+        tl.store(
+            gate_grad + tl.program_id(0) * tl.num_programs(2) * height * width + token, sums, on_map
+        )
         carry += out_grad * tl.load(gate + token, on_map, 0).to(tl.float32)
         carry *= part + value * tl.exp(-0.5 * value * value) * 0.3989422804014327
         if z is not None:
@@ -121,8 +178,20 @@ def level_backward(above, weight, grad, gate, before, below, z, gate_grad, heigh
 
 
 @triton.jit(do_not_specialize=['rows', 'strip', 'height', 'width'])
-def kernel_gradient(x, grad, parts, rows, strip, height, width, channels, K: tl.constexpr,
-                    TAPS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
+def kernel_gradient(
+    x,
+    grad,
+    parts,
+    rows,
+    strip,
+    height,
+    width,
+    channels,
+    K: tl.constexpr,
+    TAPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     """Row i of the gradient of a block's kernels, summed over ``strip`` of the N * H rows."""
     i = tl.program_id(1)
     j = tl.arange(0, TAPS)[:, None, None]
@@ -137,17 +206,22 @@ def kernel_gradient(x, grad, parts, rows, strip, height, width, channels, K: tl.
         if (row % height + shift >= 0) & (row % height + shift < height):
             for left in range(0, width, COLUMNS):
                 to = left + column
-                out_grad = tl.load(grad + (row * width + to) * channels + channel,
-                                   (to < width) & known, 0)
+                out_grad = tl.load(
+                    grad + (row * width + to) * channels + channel, (to < width) & known, 0
+                )
                 to += j - K // 2
-                value = tl.load(x + ((row + shift) * width + to) * channels + channel,
-                                (to >= 0) & (to < width) & seen, 0)
+                value = tl.load(
+                    x + ((row + shift) * width + to) * channels + channel,
+                    (to >= 0) & (to < width) & seen,
+                    0,
+                )
                 total += out_grad.to(tl.float32) * value.to(tl.float32)
     at = ((tl.program_id(2) * K + i) * K + j) * channels + channel
     tl.store(parts + at, tl.sum(total, 1)[:, None, :], seen)
 
 
 def columns(width: int) -> int:
+    """Return the columns of a tile of maps of this width."""
     return min(COLUMNS, max(8, triton.next_power_of_2(width)))
 
 
@@ -157,47 +231,70 @@ def launch(level, kernel_size: int, x: Tensor, *args: Tensor | None, **constants
     across = columns(width)
     tiles = triton.cdiv(height, ROWS) * triton.cdiv(width, across)
     level[triton.cdiv(channels, CHANNELS), tiles, count](
-        *args, height, width, channels, K=kernel_size, ROWS=ROWS, COLUMNS=across,
-        CHANNELS=CHANNELS, **constants)
+        *args,
+        height,
+        width,
+        channels,
+        K=kernel_size,
+        ROWS=ROWS,
+        COLUMNS=across,
+        CHANNELS=CHANNELS,
+        **constants,
+    )
 
 
-def forward(context: Tensor, gates: Tensor, *kernels: Tensor,
-            stored: list[Tensor] | None = None) -> Tensor:
-    """As :meth:`focal_mm.backbones.focalnet.GatedContext.compute`, in fp32, fp16 or bf16."""
+def forward(
+    context: Tensor, gates: Tensor, *kernels: Tensor, stored: list[Tensor] | None = None
+) -> Tensor:
+    """Compute :func:`.gated_context.gated_context` in fp32, fp16 or bf16; ``stored`` collects the
+    arguments of GELU, level by level, and the global average.
+    """
     x = context.permute(0, 2, 3, 1).contiguous()
     gates = gates.transpose(0, 1).contiguous()
-    out, befores = torch.empty_like(x), []
+    out = torch.empty_like(x)
+    befores: list[Tensor | None] = []
     for level, kernel in enumerate(kernels):
         z = torch.empty_like(x)
         before = None if stored is None else torch.empty_like(x)
         befores.append(before)
         weight = kernel.flatten(1).t().float().contiguous()
-        launch(level_forward, kernel.shape[-1], x, x, weight, gates[level], before, z, out,
-               FIRST=level == 0)
+        launch(
+            level_forward,
+            kernel.shape[-1],
+            x,
+            x,
+            weight,
+            gates[level],
+            before,
+            z,
+            out,
+            FIRST=level == 0,
+        )
         x = z
     mean = x.mean((1, 2), keepdim=True)
     whole, gate = F.gelu(mean), gates[-1, ..., None]
     out = out.addcmul_(whole, gate) if kernels else whole * gate
     if stored is not None:
-        stored += (tensor.permute(0, 3, 1, 2) for tensor in (*befores, mean))
+        stored += (t.permute(0, 3, 1, 2) for t in (*befores, mean) if t is not None)
     return out.permute(0, 3, 1, 2)
 
 
 def backward(grad: Tensor, context: Tensor, gates: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-    """The gradients of what :func:`forward` took.
+    """Return the gradients of the arguments of :func:`forward`.
 
     Args:
         grad (Tensor): Gradient of its output, shape (N, C, H, W).
         context (Tensor): z^0, of the same shape.
         gates (Tensor): Shape (N, L + 1, H, W).
-        rest (Tensor): The kernels, then what was stored.
+        rest (Tensor): The kernels, then the tensors that were stored.
     """
-    kernels, stored, mean = rest[:len(rest) // 2], rest[len(rest) // 2:-1], rest[-1]
-    grad, x, *befores = (tensor.permute(0, 2, 3, 1).contiguous()
-                         for tensor in (grad, context, *stored))
+    kernels, stored, mean = rest[: len(rest) // 2], rest[len(rest) // 2 : -1], rest[-1]
+    grad, x, *befores = (
+        tensor.permute(0, 2, 3, 1).contiguous() for tensor in (grad, context, *stored)
+    )
     count, height, width, channels = x.shape
     gates = gates.transpose(0, 1).contiguous()
-    grad_gates, grad_kernels = torch.empty_like(gates), [None] * len(kernels)
+    grad_gates, grad_kernels = torch.empty_like(gates), list(kernels)
 
     rows = grad.flatten(1, 2)
     grad_gates[-1] = (rows @ F.gelu(mean).flatten(2)).view(count, height, width)
@@ -209,14 +306,15 @@ def backward(grad: Tensor, context: Tensor, gates: Tensor, *rest: Tensor) -> tup
         gate = before = z = sums = None
         if level:
             gate, before = gates[level - 1], befores[level - 1]
-            sums = gates.new_empty(triton.cdiv(channels, CHANNELS), *gate.shape,
-                                   dtype=torch.float)
+            sums = gates.new_empty(triton.cdiv(channels, CHANNELS), *gate.shape, dtype=torch.float)
             z = torch.empty_like(x) if kernel_size else None
         below = torch.empty_like(x)
         launch(level_backward, kernel_size, x, carry, turned, grad, gate, before, below, z, sums)
         if kernel_size:
-            grad_kernels[level] = weight_gradient(z if level else x, carry, kernel_size)
+            z = x if z is None else z
+            grad_kernels[level] = weight_gradient(z, carry, kernel_size)
         if level:
+            assert sums is not None
             grad_gates[level - 1] = sums.sum(0)
             kernel_size = kernels[level - 1].shape[-1]
             turned = kernels[level - 1].flatten(1).t().flip(0).float().contiguous()
@@ -225,7 +323,7 @@ def backward(grad: Tensor, context: Tensor, gates: Tensor, *rest: Tensor) -> tup
 
 
 def weight_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> Tensor:
-    """The gradient of a depth-wise convolution of x with respect to its kernels.
+    """Return the gradient of a depth-wise convolution of x with respect to its kernels.
 
     Args:
         x (Tensor): Its input, shape (N, H, W, C).
@@ -242,6 +340,17 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> Tensor:
     parts = x.new_empty(strips, kernel_size, kernel_size, channels, dtype=torch.float)
     taps = triton.next_power_of_2(kernel_size)
     kernel_gradient[blocks, kernel_size, strips](
-        x, grad, parts, rows, strip, height, width, channels, K=kernel_size, TAPS=taps,
-        COLUMNS=min(columns(width), 256 // taps), CHANNELS=CHANNELS)
+        x,
+        grad,
+        parts,
+        rows,
+        strip,
+        height,
+        width,
+        channels,
+        K=kernel_size,
+        TAPS=taps,
+        COLUMNS=min(columns(width), 256 // taps),
+        CHANNELS=CHANNELS,
+    )
     return parts.sum(0).permute(2, 0, 1)[:, None].to(x.dtype)

@@ -1,0 +1,172 @@
+"""Depth-wise convolution with a fast gradient of its kernels.
+
+Nearly all of a focal network's training time on a CPU was that gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .dispatch import (
+    autocast,
+    autocast_dtype,
+    fused_module,
+    is_fast,
+    is_graph,
+    reference_gradients,
+    wants_grad,
+)
+
+# Largest tile, rows x columns, and the elements of input that are gathered at once. Measured on two
+# cores, 96 x 128 x 128, batch of 2, kernel 13: 18 ms; PyTorch's own: 125 ms, in NCHW 370 ms.
+TILE = (32, 16)
+GATHERED_ELEMENTS = 1 << 20
+
+
+def depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve each channel with a kernel of its own, stride 1, zero-padded to the same size.
+
+    Args:
+        x (Tensor): Shape (N, C, H, W), fastest in the channels-last memory format.
+        weight (Tensor): Shape (C, 1, k, k), k odd.
+
+    Returns:
+        Tensor: Shape (N, C, H, W).
+    """
+    if may_hang(x, weight):
+        return in_single_precision(depthwise_conv, x, weight)
+    # torch.compile traces the kernel, and gets its gradient so; an exported graph has neither.
+    if not (is_fast(x, weight) or torch.compiler.is_dynamo_compiling()):
+        return depthwise_conv_reference(x, weight)
+    if wants_grad(x, weight):
+        return _DepthwiseConv.apply(*autocast(x, weight))
+    return convolve(x, weight)
+
+
+def may_hang(x: Tensor, weight: Tensor) -> bool:
+    """Return whether oneDNN may never return from a convolution of these: in bfloat16, 16 channels
+    or fewer, with a kernel of 14 columns or more (seen on an AVX-512 processor, PyTorch 2.11).
+    """
+    return x.device.type == 'cpu' and len(weight) <= 16 and autocast_dtype(x) == torch.bfloat16
+
+
+def in_single_precision(kernel: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Run a kernel in single precision whatever autocast says, and return its result in the
+    precision that it would have had.
+    """
+    dtype = autocast_dtype(tensors[0])
+    with torch.autocast('cpu', enabled=False):
+        return kernel(*(tensor.float() for tensor in tensors)).to(dtype)
+
+
+def depthwise_conv_reference(x: Tensor, weight: Tensor) -> Tensor:
+    """Compute :func:`depthwise_conv` in plain PyTorch."""
+    return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=len(weight))
+
+
+@fused_module
+class DepthwiseConv2d(nn.Conv2d):
+    """``nn.Conv2d`` of stride 1 and odd kernels, one a channel, without bias, that keeps the size.
+
+    Args:
+        dim (int): Channels C.
+        kernel_size (int): Side k of the kernels, odd.
+    """
+
+    def __init__(self, dim: int, kernel_size: int) -> None:
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return depthwise_conv(x, self.weight)
+
+
+def convolve(x: Tensor, weight: Tensor) -> Tensor:
+    """Compute :func:`depthwise_conv` by the fastest kernel that PyTorch has on this device."""
+    height, width = weight.shape[2:]
+    margin = 0
+    # oneDNN's channels-last kernel takes 44 ms for 13 x 13 (96 channels, 200 x 304) and 20 ms for
+    # 13 x 15: from a width of 14 on it goes another way. For 9 and less it would not pay.
+    if x.device.type == 'cpu' and 11 <= width <= 13:
+        margin = (15 - width) // 2
+        weight = F.pad(weight, (margin, margin))
+    return F.conv2d(x, weight, padding=(height // 2, width // 2 + margin), groups=len(weight))
+
+
+def input_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    """Return the gradient of :func:`depthwise_conv` with respect to its input."""
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [1, 1], [side // 2 for side in weight.shape[2:]], [1, 1], False,
+        [0, 0], len(weight), [True, False, False])[0]  # fmt: skip
+
+
+@torch.library.custom_op('focal_mm::depthwise_weight_gradient', mutates_args=())
+def weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
+    """Return the gradient of :func:`depthwise_conv` with respect to its kernels.
+
+    It is a depth-wise convolution too: every tile of the output's gradient is a kernel that
+    slides over the tile of the input that it has seen. All tiles of all channels together are the
+    channels of one convolution, for which fast code exists.
+
+    Args:
+        x (Tensor): The input, shape (N, C, H, W).
+        grad (Tensor): Gradient of the output, of the same shape.
+        kernel (int): Side k of the kernels.
+
+    Returns:
+        Tensor: Shape (C, 1, k, k).
+    """
+    count, channels, height, width = x.shape
+    if x.device.type != 'cpu' or kernel == 1 or (kernel == 3 and x.dtype == torch.float):
+        weight = x.new_empty(channels, 1, kernel, kernel)
+        return torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [1, 1], [kernel // 2] * 2, [1, 1], False, [0, 0], channels,
+            [False, True, False])[1]  # fmt: skip
+    rows, columns = -(-height // TILE[0]), -(-width // TILE[1])
+    tile_h, tile_w = -(-height // rows), -(-width // columns)
+    below, right = rows * tile_h - height, columns * tile_w - width
+    halo = kernel // 2
+    x = F.pad(x, (halo, halo + right, halo, halo + below)).permute(2, 3, 0, 1)
+    x = x.unfold(0, tile_h + kernel - 1, tile_h).unfold(1, tile_w + kernel - 1, tile_w)
+    x = x.permute(4, 5, 2, 0, 1, 3)  # height and width of a tile, image, row, column, channel
+    if below or right:
+        grad = F.pad(grad, (0, right, 0, below))
+    grad = grad.permute(0, 2, 3, 1).reshape(count, rows, tile_h, columns, tile_w, channels)
+
+    at_once = max(1, GATHERED_ELEMENTS // (x.shape[0] * x.shape[1] * columns * channels))
+    images, some_rows = max(1, at_once // rows), min(rows, at_once)
+    total = x.new_zeros(channels, kernel, kernel, dtype=torch.promote_types(x.dtype, torch.float))
+    for image in range(0, count, images):
+        for row in range(0, rows, some_rows):
+            tiles = x[:, :, image : image + images, row : row + some_rows].flatten(2)[None]
+            kernels = grad[image : image + images, row : row + some_rows]
+            kernels = kernels.permute(0, 1, 3, 5, 2, 4).reshape(-1, 1, tile_h, tile_w)
+            part = F.conv2d(tiles.permute(0, 3, 1, 2), kernels, groups=len(kernels))
+            total += part.view(-1, channels, kernel, kernel).sum(0, dtype=total.dtype)
+    return total[:, None].to(x.dtype)
+
+
+@weight_gradient.register_fake
+def _(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
+    return x.new_empty(x.shape[1], 1, kernel, kernel)
+
+
+class _DepthwiseConv(torch.autograd.Function):
+    """:func:`convolve` with the two gradients above."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return convolve(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled() and not is_graph():
+            return reference_gradients(
+                depthwise_conv_reference, (x, weight), grad, ctx.needs_input_grad
+            )
+        return input_gradient(x, weight, grad), weight_gradient(x, grad, weight.shape[-1])

@@ -1,0 +1,234 @@
+"""Choice between a fast kernel and its plain PyTorch twin, made in this file alone.
+
+A fast kernel runs on real tensors in eager mode. Graphs, transforms of :mod:`torch.func`, tensor
+subclasses and dispatch modes get the plain twin, whose operations PyTorch knows. A kernel that
+computes what several modules and methods were asked for runs only while none of them is hooked,
+patched, overridden or replaced: whoever changes a step runs that step.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+
+MODES = ('fast', 'reference', 'triton')
+
+F = TypeVar('F', bound=Callable[..., Any])
+
+
+def _known(mode: str, source: str) -> str:
+    if mode not in MODES:
+        raise ValueError(f'{source}: unknown kernels {mode!r}; choose from {", ".join(MODES)}')
+    return mode
+
+
+_OF_PROCESS = _known(os.environ.get('FOCAL_MM_KERNELS') or 'fast', 'FOCAL_MM_KERNELS')
+_mode: ContextVar[str] = ContextVar('kernels', default=_OF_PROCESS)
+
+
+@contextmanager
+def use(mode: str) -> Iterator[None]:
+    """Choose the kernels within a ``with`` block, in this thread.
+
+    The environment variable ``FOCAL_MM_KERNELS`` chooses them for a process.
+
+    Args:
+        mode (str): ``'fast'``, the default; ``'reference'``, the plain twins alone; or
+            ``'triton'``, fast kernels and, on a GPU, :mod:`.gated_context_triton`.
+
+    Raises:
+        ValueError: For an unknown mode.
+    """
+    token = _mode.set(_known(mode, 'focal_mm.kernels.use'))
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def is_graph() -> bool:
+    """Return whether the network is being compiled, exported or traced. Sizes may be symbols then,
+    and a graph is made again for every answer to a question about them.
+    """
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def is_eager() -> bool:
+    """Return whether operations run at once and only once, unobserved: no graph, no transform of
+    :mod:`torch.func`, no forward-mode derivative, no dispatch mode.
+    """
+    return not (
+        is_graph()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack()
+    )
+
+
+def is_fast(*tensors: Tensor | None) -> bool:
+    """Return whether a fast kernel may compute from these tensors."""
+    return (
+        is_eager()
+        and _mode.get() != 'reference'
+        and all(
+            tensor is None
+            or (
+                type(tensor) in (Tensor, nn.Parameter)
+                and tensor.device.type in ('cpu', 'cuda')
+                and tensor.is_floating_point()
+                and tensor.numel() > 0
+            )
+            for tensor in tensors
+        )
+    )
+
+
+def is_triton(*tensors: Tensor) -> bool:
+    """Return whether Triton was asked for and can take these tensors: on a GPU, of one dtype other
+    than double. Offsets in its kernels have 32 bits.
+    """
+    first = tensors[0]
+    return (
+        _mode.get() == 'triton'
+        and first.is_cuda
+        and first.numel() < 2**31
+        and first.dtype in (torch.float, torch.half, torch.bfloat16)
+        and all(tensor.dtype == first.dtype for tensor in tensors)
+    )
+
+
+# The `forward` that each class of modules was defined with, which is what a kernel computes.
+_FORWARDS: dict[type, Callable] = {
+    cls: cls.forward for cls in (nn.Linear, nn.Conv2d, nn.GELU, nn.Dropout, nn.Sequential)
+}
+_STEPS: set[Callable] = set()
+
+
+def fused_module(cls: type[nn.Module]) -> type[nn.Module]:
+    """Register a class of modules that a kernel stands for; a decorator."""
+    _FORWARDS[cls] = cls.forward
+    return cls
+
+
+def fused_step(method: F) -> F:
+    """Register a method that a kernel stands for; a decorator. Any other function in its place, a
+    subclass's or a patch, is left to run.
+    """
+    _STEPS.add(method)
+    return method
+
+
+def is_unhooked(module: nn.Module, cls: type) -> bool:
+    """Return whether a module computes exactly what its class does, and nothing observes it.
+
+    Args:
+        module (nn.Module): The module; as the kernels have it, a GELU is the exact one, and a
+            dropout drops nothing.
+        cls (type): The class that it was built as; a subclass is another one.
+    """
+    return (
+        type(module) is cls
+        and _FORWARDS[cls] is type(module).forward
+        and 'forward' not in module.__dict__
+        and not (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+        )
+        and not (cls is nn.GELU and module.approximate != 'none')
+        and not (cls is nn.Dropout and module.training and module.p)
+    )
+
+
+def can_fuse(*parts: tuple[nn.Module, type] | Callable) -> bool:
+    """Return whether a kernel may compute what modules and methods were asked for.
+
+    Args:
+        parts: Every module whose weights the kernel takes or whose computation it repeats, with
+            its class; and every method, marked by :func:`fused_step`, that it stands for.
+    """
+    if not is_eager() or _mode.get() == 'reference' or _has_any_global_hook():
+        return False
+    for part in parts:
+        if isinstance(part, tuple):
+            if not (is_unhooked(*part) and is_fast(*part[0]._parameters.values())):
+                return False
+        elif getattr(part, '__func__', None) not in _STEPS:
+            return False
+    return True
+
+
+def wants_grad(*tensors: Tensor | None) -> bool:
+    """Return whether a result of these tensors takes part in a backward pass."""
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+
+
+def autocast(*tensors: Any) -> tuple[Any, ...]:
+    """Cast tensors (None stays) as autocast does for linear layers. PyTorch does not do it for
+    a :class:`torch.autograd.Function`.
+    """
+    return tuple(t if t is None else t.to(autocast_dtype(t)) for t in tensors)
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the type that autocast, if enabled, gives a tensor in a linear layer."""
+    device = tensor.device.type
+    if device == 'meta' or tensor.dtype == torch.double or not torch.is_autocast_enabled(device):
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def reference_gradients(
+    reference: Callable[..., Tensor],
+    inputs: tuple[Tensor | None, ...],
+    grad: Tensor,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Return gradients that can be differentiated again, through the plain twin of a kernel.
+
+    A kernel's backward calls it where gradients are enabled, as with ``create_graph=True``.
+
+    Args:
+        reference: The plain twin.
+        inputs: Its arguments, as the kernel saved them.
+        grad (Tensor): Gradient of its result.
+        needed: Which of the inputs want a gradient.
+
+    Returns:
+        tuple: A gradient, or None, for each input.
+    """
+    with torch.enable_grad():
+        out = reference(*inputs)
+    wanted = [t for t, want in zip(inputs, needed, strict=True) if want and t is not None]
+    grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
+    return tuple(next(grads) if want else None for want in needed)
+
+
+def cached(maxsize: int) -> Callable[[Callable], Any]:
+    """Keep the results of a function of sizes for later calls in eager mode; a decorator.
+
+    What a graph or a transform computes is its own. Tensors made in inference mode are usable in
+    training.
+    """
+
+    def decorate(function: Callable) -> Any:
+        keep = lru_cache(maxsize)(torch.inference_mode(False)(function))
+
+        @wraps(function)
+        def call(*args: Any) -> Any:
+            return keep(*args) if is_eager() else function(*args)
+
+        call.cache_clear = keep.cache_clear  # type: ignore[attr-defined]
+        return call
+
+    return decorate

@@ -1,0 +1,153 @@
+"""Hierarchical contextualization and gated aggregation of FocalNet (Eq. 4 and 5) in one.
+
+On a GPU, and where it was asked for, :mod:`.gated_context_triton` computes them.
+"""
+
+from collections.abc import Iterable
+from textwrap import shorten
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .depthwise import (
+    DepthwiseConv2d,
+    convolve,
+    depthwise_conv_reference,
+    in_single_precision,
+    input_gradient,
+    may_hang,
+    weight_gradient,
+)
+from .dispatch import autocast, can_fuse, is_fast, is_triton, reference_gradients, wants_grad
+
+
+def gated_context(context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
+    """Gather the context of every token at all focal levels, with GELU as the activation.
+
+    For the backward pass only the results of the convolutions are stored; GELU and gating are
+    computed again.
+
+    Args:
+        context (Tensor): z^0, shape (N, C, H, W).
+        gates (Tensor): g^1 to g^(L+1), shape (N, L + 1, H, W).
+        kernels (Tensor): Of each level, shape (C, 1, k, k).
+
+    Returns:
+        Tensor: The sum in Eq. 5, shape (N, C, H, W).
+    """
+    if kernels and may_hang(context, kernels[0]):
+        return in_single_precision(gated_context, context, gates, *kernels)
+    if not is_fast(context, gates, *kernels):
+        return gated_context_reference(context, gates, *kernels)
+    tensors = autocast(context, gates, *kernels)
+    return (_GatedContext.apply if wants_grad(*tensors) else _compute)(*tensors)
+
+
+def gated_context_reference(context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
+    """Compute :func:`gated_context` in plain PyTorch."""
+    out = torch.zeros_like(context)
+    for level, kernel in enumerate(kernels):
+        context = F.gelu(depthwise_conv_reference(context, kernel))  # Eq. 4
+        out = out + gates[:, level : level + 1] * context  # Eq. 5
+    whole = F.gelu(context.mean((2, 3), keepdim=True))
+    return out + gates[:, -1:] * whole
+
+
+def kernels_of(levels: Iterable[nn.Module]) -> list[Tensor] | None:
+    """Return the kernels of focal levels, each a sequence of depth-wise convolution and GELU. None:
+    one of them is anything else, or something observes it.
+    """
+    kernels: list[Tensor] = []
+    for level in levels:
+        if not isinstance(level, nn.Sequential) or len(level) != 2:
+            return None
+        conv: Any
+        conv, act = level[0], level[1]
+        if not can_fuse((level, nn.Sequential), (conv, DepthwiseConv2d), (act, nn.GELU)):
+            return None
+        kernels.append(conv.weight)
+    return kernels
+
+
+def _by_triton(name: str, *tensors: Tensor, **kwargs: Any) -> Any:
+    """Call a function of :mod:`.gated_context_triton`.
+
+    Raises:
+        RuntimeError: If Triton fails (no Triton, no C compiler, an old GPU).
+    """
+    try:
+        from . import gated_context_triton
+
+        with torch.cuda.device_of(tensors[0]):
+            return getattr(gated_context_triton, name)(*tensors, **kwargs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = shorten(f'{type(error).__name__}: {error}', 300)
+        raise RuntimeError(
+            f'FocalNet: the Triton kernel failed ({reason}); without it: FOCAL_MM_KERNELS=fast'
+        ) from error
+
+
+def _compute(
+    context: Tensor, gates: Tensor, *kernels: Tensor, stored: list[Tensor] | None = None
+) -> Tensor:
+    """Compute :func:`gated_context`; ``stored`` collects the arguments of GELU, level by level,
+    and the global average.
+    """
+    if is_triton(context, gates, *kernels):
+        return _by_triton('forward', context, gates, *kernels, stored=stored)
+    out = None
+    for level, kernel in enumerate(kernels):
+        context = convolve(context, kernel)
+        if stored is None:
+            torch.ops.aten.gelu_(context)
+        else:
+            stored.append(context)
+            context = F.gelu(context)
+        gate = gates[:, level : level + 1]
+        out = context * gate if out is None else out.addcmul_(context, gate)
+    mean = context.mean((2, 3), keepdim=True)
+    if stored is not None:
+        stored.append(mean)
+    whole, gate = F.gelu(mean), gates[:, -1:]
+    return whole * gate if out is None else out.addcmul_(whole, gate)
+
+
+class _GatedContext(torch.autograd.Function):
+    """:func:`_compute` with its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
+        stored: list[Tensor] = []
+        out = _compute(context, gates, *kernels, stored=stored)
+        ctx.save_for_backward(context, gates, *kernels, *stored)
+        ctx.triton = is_triton(context, gates, *kernels)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # a checkpoint hands them out once
+        context, gates, *rest = saved
+        levels = len(rest) // 2
+        kernels, stored, mean = rest[:levels], rest[levels:-1], rest[-1]
+        if torch.is_grad_enabled():
+            inputs = context, gates, *kernels
+            return reference_gradients(gated_context_reference, inputs, grad, ctx.needs_input_grad)
+        if ctx.triton:
+            return _by_triton('backward', grad, *saved)
+        grad_gates, grad_kernels = torch.empty_like(gates), [None] * levels
+        grad_gates[:, -1:] = (grad * F.gelu(mean)).sum(1, keepdim=True)
+        carry = torch.ops.aten.gelu_backward((grad * gates[:, -1:]).sum((2, 3), keepdim=True), mean)
+        carry = carry / context[0, 0].numel()
+        z = F.gelu(stored[-1]) if levels else context
+        for level in reversed(range(levels)):
+            grad_gates[:, level] = (grad * z).sum(1)
+            carry = torch.addcmul(carry, grad, gates[:, level : level + 1])
+            carry = torch.ops.aten.gelu_backward(carry, stored[level])
+            z = F.gelu(stored[level - 1]) if level else context
+            grad_kernels[level] = weight_gradient(z, carry, kernels[level].shape[-1])
+            carry = input_gradient(z, kernels[level], carry)
+        return carry.expand_as(context), grad_gates, *grad_kernels

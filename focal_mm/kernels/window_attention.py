@@ -1,0 +1,347 @@
+"""Attention of the windows of a map to the tokens that a plan names for each.
+
+The fast kernel makes a plan once a map's size and keeps it. Some windows are computed at a time:
+their gathered tokens and scores stay in the processor's cache, and the backward pass computes both
+again, so that memory grows with the map, not with the windows times their keys.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from itertools import product
+from math import log, prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dispatch import cached, is_fast, is_graph, reference_gradients
+from .window_plans import Plan, Windows
+
+# Scores that a core has in work at a time. Measured: from 2/3 to 4 times as many Focal Transformer
+# takes the same time, and MixFormer's attention a quarter more with 1/4 of them. Other devices are
+# treated as 128 cores, for few large steps.
+SCORES_PER_CORE = 1 << 19
+
+# Scores are taken times log2(e), and powers of two of them: on the CPU exp2 takes a third of exp.
+LOG2_E = 1 / log(2)
+
+# The bias of all windows, shape (num_heads, tokens of a window, keys), or a function of the bias
+# indices of a plan: (windows, keys) -> (windows, num_heads, tokens, keys).
+Bias = Tensor | Callable[[Tensor], Tensor]
+
+
+def window_attention(
+    qkv: Tensor, windows: Windows, bias: Bias, heads: int, dropout: float = 0.0
+) -> Tensor:
+    r"""Attend within windows, :math:`\text{softmax}(q k^T / \sqrt d + B) v`.
+
+    Args:
+        qkv (Tensor): Queries, keys and values of all tokens, those of pooled maps after those of
+            the padded map, shape (N, tokens, 3 * C).
+        windows (Windows): Which tokens attend to which.
+        bias (Tensor or Callable): B, see :data:`Bias`.
+        heads (int): Attention heads.
+        dropout (float): Dropout rate of the attention weights. Default: 0.
+
+    Returns:
+        Tensor: Shape (N, height, width, C), without the padding.
+    """
+    if dropout or not is_fast(qkv):
+        return window_attention_reference(qkv, windows, bias, heads, dropout)
+    chunks, bias_index = cached_chunks(heads, windows, qkv.device)
+    if callable(bias):
+        assert bias_index is not None
+        bias = bias(bias_index[None])[0]
+    high, wide = windows.padded
+    out = _WindowAttention.apply(qkv, bias, windows, chunks).unflatten(1, (high, wide))
+    return out[:, : windows.height, : windows.width]
+
+
+def window_attention_reference(
+    qkv: Tensor, windows: Windows, bias: Bias, heads: int, dropout: float = 0.0
+) -> Tensor:
+    """Compute :func:`window_attention` for all windows at once, in plain PyTorch."""
+    plan = windows.plan(qkv.device)
+    if callable(bias):
+        assert plan.bias_index is not None
+        bias = bias(plan.bias_index)
+    else:
+        bias = bias[None]
+    if plan.mask is not None:
+        bias = bias + plan.mask
+    count, tokens, channels = qkv.shape
+    dim = channels // 3
+    # The images of a batch are one row of windows, and of tokens.
+    image = torch.arange(count, device=qkv.device)[:, None, None]
+    queries, keys = ((image * tokens + part).flatten(0, 1) for part in plan[:2])
+    bias = bias.expand(plan.queries.shape[0], -1, -1, -1).repeat(count, 1, 1, 1)
+    rows = qkv.reshape(count * tokens * 3 * heads, dim // heads)
+    query, pair = (
+        rows.index_select(0, where.flatten()).unflatten(0, where.shape)
+        for where in rows_of_heads(queries, keys, heads)
+    )
+    key, value = pair.unbind(0)
+    attend = F.scaled_dot_product_attention if is_graph() else attention
+    out = attend(query, key, value, bias.to(query), dropout)
+    # The order in memory that attention leaves is not the same everywhere: a copy, not a view.
+    out = out.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    home = image * plan.queries.numel() + windows.home(qkv.device)
+    return F.embedding(home, out.reshape(count * plan.queries.numel(), dim))
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float = 0.0
+) -> Tensor:
+    """Compute scaled dot-product attention by its formula, which has derivatives of every order and
+    kind: (..., tokens, channels), (..., keys, channels) -> (..., tokens, channels).
+    """
+    score = query * query.shape[-1] ** -0.5 @ key.mT + bias
+    return F.dropout(score.softmax(-1), dropout) @ value
+
+
+def rows_of_heads(queries: Tensor, keys: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Return where the queries, and the keys and values, of each window and head are among the rows
+    of a (tokens, 3 * heads, channels) map: shapes (windows, heads, tokens) and (2, windows, heads,
+    keys).
+    """
+    head = torch.arange(3 * heads, device=keys.device).view(3, 1, heads, 1)
+    return queries[:, None] * 3 * heads + head[0], keys[:, None] * 3 * heads + head[1:]
+
+
+@cached(maxsize=16)
+def cached_chunks(
+    heads: int, windows: Windows, device: torch.device
+) -> tuple[list[Plan], Tensor | None]:
+    """Cut the plan of a map into chunks: whole rows of windows, or parts of a row. All blocks of a
+    stage share it, and all images of one size.
+
+    Args:
+        heads (int): Attention heads, each with scores of its own.
+        windows (Windows): The windows.
+        device (torch.device): Device of the result.
+
+    Returns:
+        tuple: The chunks, without the keys that are masked for all of their windows. Their bias
+        indices are columns of the bias, shape (1 or windows, keys), or None for all columns. And
+        the bias indices of the plan that the columns stand for; None if it has none.
+    """
+    queries, keys, bias_index, mask = windows.plan(device)
+    distinct, index = None, torch.arange(keys.shape[1], device=device).expand_as(keys)
+    if bias_index is not None:
+        distinct, index = bias_index.unique(return_inverse=True)
+    columns = torch.arange(int(index.max()) + 1, device=device)
+    cores = torch.get_num_threads() if keys.is_cpu else 128
+    most = max(1, SCORES_PER_CORE * cores // (heads * queries.shape[1] * keys.shape[1]))
+    across = windows.grid[1]
+
+    def chunk(some: Tensor) -> Plan:
+        inside: slice | Tensor = slice(None)
+        if mask is not None:
+            inside = (mask[some] == 0).flatten(0, 2).any(0)
+        picked = index[some][:, inside]
+        if (picked == picked[:1]).all():
+            picked = picked[:1]
+        added = None if mask is None else mask[some][..., inside]
+        all_columns = picked.shape[0] == 1 and picked[0].equal(columns)
+        return Plan(
+            queries[some],
+            keys[some][:, inside],
+            None if all_columns else picked,
+            added if added is not None and added.any() else None,
+        )
+
+    rows = torch.arange(len(queries), device=device).split(max(1, most // across) * across)
+    chunks = [chunk(some) for row in rows for some in row.tensor_split(-(-len(row) // most))]
+    # The largest first: the workspace of one is large enough for the next.
+    return sorted(chunks, key=lambda chunk: -chunk.keys.numel()), distinct
+
+
+class Workspace:
+    """Memory that each chunk takes over from the one before. New memory for each would cost more
+    than its computation.
+
+    Args:
+        like (Tensor): A tensor of the same type and device.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.space: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """Return uninitialized memory of a shape; the last tensor of that name is overwritten."""
+        if name not in self.space or self.space[name].numel() < prod(shape):
+            self.space[name] = self.like.new_empty(prod(shape))
+        return self.space[name][: prod(shape)].view(shape)
+
+    def rows(self, name: str, x: Tensor, index: Tensor) -> Tensor:
+        """Return the rows of x that an index names."""
+        return torch.index_select(x, 0, index, out=self(name, len(index), x.shape[1]))
+
+
+def gather_tokens(
+    space: Workspace, rows: Tensor, chunk: Plan, heads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gather the queries, keys and values of some windows.
+
+    Args:
+        space (Workspace): Memory for them.
+        rows (Tensor): Those of all tokens and heads, see :func:`rows_of_heads`.
+        chunk (Plan): The windows.
+        heads (int): Attention heads.
+
+    Returns:
+        tuple: The index of the queries among ``rows``; their index among (tokens, heads) rows, as
+        the result is stored; the queries divided by sqrt(d), shape (windows * heads, tokens,
+        channels); the keys and values, shape (2, windows * heads, keys, channels).
+    """
+    index, pair_index = rows_of_heads(chunk.queries, chunk.keys, heads)
+    home = (index - 2 * heads * chunk.queries[:, None]).flatten()
+    tokens, dim, index = index.shape[-1], rows.shape[1], index.flatten()
+    # Scaled before the product, which in half precision could overflow.
+    query = space.rows('query', rows, index).mul_(dim**-0.5).view(-1, tokens, dim)
+    pair = space.rows('pair', rows, pair_index.flatten()).view(2, len(query), -1, dim)
+    return index, home, query, pair
+
+
+def scores(
+    space: Workspace,
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor,
+    chunk: Plan,
+    minus: Tensor | None = None,
+) -> Tensor:
+    """Return the scores of some windows times log2(e), bias and mask included.
+
+    Args:
+        space (Workspace): Memory for them.
+        query (Tensor): As :func:`gather_tokens` scales them, shape (windows * heads, tokens,
+            channels of a head).
+        key (Tensor): Shape (windows * heads, keys, channels of a head).
+        bias (Tensor): Bias of all columns times log2(e), shape (heads, tokens, columns).
+        chunk (Plan): The windows.
+        minus (Tensor, optional): Subtracted from the scores, shape (windows, heads, tokens, 1).
+
+    Returns:
+        Tensor: In at least single precision, shape (windows * heads, tokens, keys).
+    """
+    if chunk.bias_index is None:
+        bias = bias[None]
+    else:
+        bias = bias.index_select(-1, chunk.bias_index.flatten())
+        bias = bias.unflatten(-1, chunk.bias_index.shape).movedim(-2, 0)
+    shape = (len(chunk.queries), *bias.shape[1:])
+    score = space('score', *shape)
+    if query.dtype != score.dtype:
+        # Added in one step with the bias it would be converted more slowly than by a copy.
+        score.copy_((query @ key.mT).view(shape))
+        torch.add(bias, score, alpha=LOG2_E, out=score)
+        if minus is not None:
+            score -= minus
+    else:
+        score = score.copy_(bias) if minus is None else torch.sub(bias, minus, out=score)
+        flat = score.flatten(0, 1)
+        torch.baddbmm(flat, query, key.mT, alpha=LOG2_E, out=flat)
+    if chunk.mask is not None:
+        score += chunk.mask
+    return score.flatten(0, 1)
+
+
+class _WindowAttention(torch.autograd.Function):
+    """Attention, some windows at a time. For the backward pass nothing is stored but the output and
+    the logarithm of the denominator of softmax.
+
+    The arguments of ``apply`` are the queries, keys and values of all tokens, shape (N, tokens,
+    3 * C); the bias of all columns, shape (heads, tokens of a window, columns); the windows, and
+    their chunks, see :func:`cached_chunks`. The result has shape (N, tokens with queries, C).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, bias: Tensor, windows: Windows, chunks: list[Plan]
+    ) -> Tensor:
+        heads, queries = len(bias), prod(windows.padded)
+        out = qkv.new_empty(len(qkv), queries, qkv.shape[-1] // 3)
+        dim = out.shape[-1] // heads
+        # In half precision scores are kept in single, and gradients are added up in it.
+        exact = qkv.new_empty(0, dtype=torch.promote_types(qkv.dtype, torch.float))
+        log_sum = exact.new_empty(len(qkv), queries * heads)
+        scaled, space, wide = bias.to(exact) * LOG2_E, Workspace(qkv), Workspace(exact)
+        for image, chunk in product(range(len(qkv)), chunks):
+            rows = qkv[image].view(-1, dim)
+            _, home, query, (key, value) = gather_tokens(space, rows, chunk, heads)
+            score = scores(wide, query, key, scaled, chunk)
+            top = score.amax(-1, keepdim=True)
+            total = score.sub_(top).exp2_().sum(-1, keepdim=True)
+            attended = torch.bmm(score.to(value), value, out=query).div_(total)
+            out[image].view(-1, dim).index_copy_(0, home, attended.view(-1, dim))
+            log_sum[image].index_copy_(0, home, total.log2_().add_(top).flatten())
+        ctx.save_for_backward(qkv, bias, scaled, out, log_sum)
+        ctx.windows, ctx.chunks = windows, chunks
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, bias, scaled, out, log_sum = ctx.saved_tensors
+        heads, tokens = bias.shape[:2]
+        if torch.is_grad_enabled():
+            return _again(qkv, bias, ctx.windows, grad, ctx.needs_input_grad)
+        dim = out.shape[-1] // heads
+        grad_qkv = torch.zeros_like(qkv, dtype=scaled.dtype)
+        grad_bias = torch.zeros_like(scaled)
+        grad = grad.contiguous()
+        slope = (grad * out).unflatten(-1, (heads, dim)).sum(-1).flatten(1)
+
+        space, wide = Workspace(qkv), Workspace(scaled)
+        for image, chunk in product(range(len(qkv)), ctx.chunks):
+            rows = qkv[image].view(-1, dim)
+            index, home, query, pair = gather_tokens(space, rows, chunk, heads)
+            key, value = pair
+            minus = log_sum[image].index_select(0, home).view(-1, heads, tokens, 1)
+            weight = scores(wide, query, key, scaled, chunk, minus).exp2_().to(value)
+            grad_out = space.rows('out', grad[image].view(-1, dim), home).view(-1, tokens, dim)
+
+            # The derivative of softmax, with the factors of the values.
+            score = torch.bmm(grad_out, value.mT, out=space('derivative', *weight.shape))
+            score.sub_(slope[image].index_select(0, home).view(-1, tokens, 1)).mul_(weight)
+            of_bias = score.unflatten(0, (-1, heads))
+            if chunk.bias_index is None:
+                grad_bias += of_bias.sum(0)
+            else:
+                of_bias = of_bias.sum_to_size(len(chunk.bias_index), *of_bias.shape[1:])
+                of_bias = of_bias.movedim(0, -2).flatten(-2).to(grad_bias)
+                grad_bias.index_add_(-1, chunk.bias_index.flatten(), of_bias)
+
+            torch.bmm(weight.mT, grad_out, out=value)
+            grad_query = torch.bmm(score, key, out=grad_out).mul_(dim**-0.5).view(-1, dim)
+            torch.bmm(score.mT, query, out=key)
+            grad_rows = grad_qkv[image].view(-1, dim)
+            grad_rows.index_copy_(0, index, grad_query.to(grad_rows))
+            # One row a token, not one a head, takes half of the time with the copy.
+            token_rows = wide('rows', 2, *chunk.keys.shape, heads, dim)
+            token_rows.copy_(pair.unflatten(1, (-1, heads)).transpose(2, 3))
+            keys = chunk.keys * 3 + torch.arange(1, 3, device=qkv.device)[:, None, None]
+            grad_qkv[image].view(-1, heads * dim).index_add_(
+                0, keys.flatten(), token_rows.view(-1, heads * dim)
+            )
+        return grad_qkv.to(qkv), grad_bias.to(bias), None, None
+
+
+def _again(
+    qkv: Tensor, bias: Tensor, windows: Windows, grad: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of :class:`_WindowAttention` that can be differentiated again."""
+    (high, wide), heads = windows.padded, len(bias)
+    whole = dataclasses.replace(windows, height=high, width=wide)
+
+    def reference(qkv: Tensor, bias: Tensor) -> Tensor:
+        columns = whole.plan(qkv.device).bias_index
+        if columns is not None:
+            distinct = cached_chunks(heads, windows, qkv.device)[1]
+            columns = torch.searchsorted(distinct, columns)
+        of_windows = bias if columns is None else lambda _: bias[..., columns].movedim(2, 0)
+        return window_attention_reference(qkv, whole, of_windows, heads).flatten(1, 2)
+
+    return (*reference_gradients(reference, (qkv, bias), grad, needed[:2]), None, None)

@@ -1,0 +1,340 @@
+"""Plans of the tokens that the windows of a map attend to.
+
+The tokens of a map are counted row by row, over the map padded to whole windows and then over its
+pooled maps, if it has any. A graph is for maps of every size, and a side of one window would be a
+case of its own there; so in a graph the last window of a map comes twice, and pooled maps have a
+spare row and column of windows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dispatch import is_graph
+
+# The addend that takes a score out of softmax. Focal Transformer's official code adds -100;
+# exp(-100) vanishes too, but as a subnormal number, with which processors are slow.
+MASKED = float('-inf')
+
+
+class Plan(NamedTuple):
+    """Tokens that windows attend to.
+
+    Args:
+        queries (Tensor): The tokens of each window, which attend; shape (windows, tokens).
+        keys (Tensor): The tokens that they attend to, shape (windows, keys).
+        bias_index (Tensor or None): The index by which each key's bias is found, shape (windows,
+            keys). None: the bias of the n-th key is the n-th one in all windows.
+        mask (Tensor or None): The addend of the scores, 0 or minus infinity, shape (windows, 1,
+            1 or tokens, keys).
+    """
+
+    queries: Tensor
+    keys: Tensor
+    bias_index: Tensor | None = None
+    mask: Tensor | None = None
+
+
+def padding_to_multiple(side: int, multiple: int) -> int:
+    """Return the padding that makes ``side`` a multiple of ``multiple``. ``-side % multiple`` is
+    the same, but as a symbol it does not cancel out of the padded side, and a net of dynamic shape
+    takes minutes to trace.
+    """
+    return (side + multiple - 1) // multiple * multiple - side
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Zero-pad a map (N, H, W, C) at the right and at the bottom to multiples of a side."""
+    below, right = (padding_to_multiple(side, multiple) for side in x.shape[1:3])
+    # To pad by nothing copies the map; a graph does not ask by how much it pads.
+    return F.pad(x, (0, 0, 0, right, 0, below)) if is_graph() or below or right else x
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """Crop a map (N, H, W, C) to its first rows and columns. In a graph a slice would ask whether
+    there is something to crop.
+    """
+    return roll(x, (0, 0), (height, width)) if is_graph() else x[:, :height, :width]
+
+
+def add_spare_windows(x: Tensor, window_size: int) -> Tensor:
+    """In a graph, zero-pad a map (N, H, W, C) that is to be pooled by a row and a column of
+    windows; see the head of this file.
+    """
+    return F.pad(x, (0, 0, 0, window_size, 0, window_size)) if is_graph() else x
+
+
+def roll(x: Tensor, shifts: Sequence[int], sizes: Sequence[int] | None = None) -> Tensor:
+    """Roll a map (N, H, W, C) down and to the right by less than a side, and crop it.
+
+    Args:
+        x (Tensor): The map.
+        shifts (Sequence[int]): By how many tokens, down and to the right.
+        sizes (Sequence[int], optional): Height and width of the result. Default: the map's own.
+    """
+    sizes = x.shape[1:3] if sizes is None else sizes
+    if not is_graph():
+        x = x.roll(tuple(shifts), (1, 2)) if any(shifts) else x
+        return x[:, : sizes[0], : sizes[1]]
+    # Of sides that are symbols torch.roll has no ONNX.
+    for dim, (shift, size) in enumerate(zip(shifts, sizes, strict=True), 1):
+        index = torch.arange(size, device=x.device) - shift
+        x = x.index_select(dim, wrap(index, x.shape[dim]))
+    return x
+
+
+def wrap(index: Tensor, side: int) -> Tensor:
+    """Count an index up to a side beyond a map's ends from the other end. The remainder is the
+    same, but ONNX has none by a symbol.
+    """
+    index = torch.where(index < 0, index + side, index)
+    return torch.where(index < side, index, index - side)
+
+
+def window_grid(rows: int, cols: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the row and the column of each window of a map, row by row: shapes (windows, 1)."""
+    count = rows * cols
+    window = torch.arange(count + int(is_graph()), device=device)[:, None]
+    # Not by clamp: inductor would carry all that follows as one symbol, and take minutes for it.
+    window = torch.where(window < count, window, count - 1)
+    return window // cols, window - window // cols * cols
+
+
+def surroundings(window_size: int, expand_size: int) -> list[tuple[int, int, int, int]]:
+    """List the tokens round a window that Focal Transformer attends to one by one, in its order.
+
+    The window is moved by ``expand_size`` tokens down and to the right, down and to the left, up
+    and to the right, up and to the left; each time those of its tokens count that left its old
+    place. In the middle of a side that makes the same tokens count twice.
+
+    Args:
+        window_size (int): Side of the window.
+        expand_size (int): Depth of the surroundings, below the side of the window.
+
+    Returns:
+        list[tuple[int, int, int, int]]: Each key's move down and right, and its row and column in
+        the moved window.
+    """
+    return [
+        (down, right, i, j)
+        for down, right in product((expand_size, -expand_size), repeat=2)
+        for i, j in product(range(window_size), repeat=2)
+        if not (0 <= i + down < window_size and 0 <= j + right < window_size)
+    ]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of a map whose tokens attend to one another, as in Swin.
+
+    Args:
+        height (int): Height of the map before padding to whole windows.
+        width (int): Width of the map before padding.
+        window_size (int): Side of a window.
+        shift (tuple[int, int], optional): By how many tokens windows are shifted down and to the
+            right, less than a window. None: they are not.
+    """
+
+    height: int
+    width: int
+    window_size: int
+    shift: tuple[int, int] | None = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of windows."""
+        size = self.window_size
+        return (self.height + size - 1) // size, (self.width + size - 1) // size
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Height and width of the map padded to whole windows."""
+        rows, cols = self.grid
+        return rows * self.window_size, cols * self.window_size
+
+    def tokens(self, down: Tensor, right: Tensor) -> Tensor:
+        """Return the numbers of fine tokens, counted in the windows' own rows and columns, from
+        which the shift leads back to the map; shape as ``down`` and ``right``.
+        """
+        high, wide = self.padded
+        dy, dx = self.shift or (0, 0)
+        return wrap(down + dy, high) * wide + wrap(right + dx, wide)
+
+    def own_tokens(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return row and column of each window's own tokens: shapes (windows, window_size^2)."""
+        row, col = window_grid(*self.grid, device)
+        place = torch.arange(self.window_size**2, device=device)
+        return (
+            row * self.window_size + place // self.window_size,
+            col * self.window_size + place % self.window_size,
+        )
+
+    def shift_mask(self, down: Tensor, right: Tensor) -> Tensor | None:
+        """Return the mask between a window's tokens that a shift brought together from opposite
+        sides of the map, shape (windows, tokens, tokens). None: there is no shift.
+        """
+        if self.shift is None:
+            return None
+        (high, wide), (dy, dx) = self.padded, self.shift
+        area = 2 * (down >= high - dy) + 1 * (right >= wide - dx)
+        return torch.where(area[:, :, None] != area[:, None], MASKED, 0.0)
+
+    def home(self, device: torch.device) -> Tensor:
+        """Return where the tokens of the map are when all tokens are counted window by window:
+        shape (height, width).
+        """
+        size, (high, wide), shift = self.window_size, self.padded, self.shift or (0, 0)
+        y, x = (
+            wrap(torch.arange(n, device=device) - by, side)
+            for n, by, side in ((self.height, shift[0], high), (self.width, shift[1], wide))
+        )
+        window = (y // size)[:, None] * (wide // size) + x // size
+        return window * size**2 + (y % size)[:, None] * size + x % size
+
+    def plan(self, device: torch.device) -> Plan:
+        """Return the tokens of all windows."""
+        down, right = self.own_tokens(device)
+        tokens, mask = self.tokens(down, right), self.shift_mask(down, right)
+        return Plan(tokens, tokens, None, None if mask is None else mask[:, None])
+
+
+@dataclass(frozen=True)
+class FocalWindows(Windows):
+    """Windows that attend to themselves, their surroundings, and a region of each pooled map
+    (Focal Transformer, Figure 4).
+
+    Args:
+        expand_size (int): Depth of the surroundings.
+        focal_window (int): Side of the region of the first pooled map, odd.
+        levels (int): Pooled maps; map k has 2^k x 2^k tokens a window. They are of the shifted map.
+    """
+
+    expand_size: int = 0
+    focal_window: int = 1
+    levels: int = 0
+
+    def fine_keys(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return rows and columns of each window's tokens and surroundings: shapes (windows,
+        keys).
+        """
+        size, (row, col) = self.window_size, window_grid(*self.grid, device)
+        offsets = list(product(range(size), repeat=2))
+        offsets += [(i + dy, j + dx) for dy, dx, i, j in surroundings(size, self.expand_size)]
+        down, right = torch.tensor(offsets, device=device).unbind(-1)
+        # Beyond the border the official code meets the opposite side, for it rolls the map.
+        high, wide = self.padded
+        return wrap(row * size + down, high), wrap(col * size + right, wide)
+
+    def plan(self, device: torch.device) -> Plan:
+        """Return the tokens of all windows; the keys of a window begin with its own tokens."""
+        (rows, cols), (high, wide) = self.grid, self.padded
+        row, col = window_grid(rows, cols, device)
+        own = slice(self.window_size**2)
+        down, right = self.fine_keys(device)
+        keys = [self.tokens(down, right)]
+        outside = [torch.zeros_like(keys[0], dtype=torch.bool)]
+        first, spare = high * wide, int(is_graph())
+        for level in range(self.levels):
+            tall, broad = rows * 2**level, cols * 2**level
+            reach = torch.arange(self.focal_window + 2**level - 1, device=device)
+            reach = reach - self.focal_window // 2
+            y, x = row * 2**level + reach, col * 2**level + reach
+            y_out, x_out = (y < 0) | (y >= tall), (x < 0) | (x >= broad)
+            outside.append((y_out[:, :, None] | x_out[:, None]).flatten(1))
+            y, x = y.clamp(0, tall - 1), x.clamp(0, broad - 1)
+            pitch = (cols + spare) * 2**level
+            keys.append((first + y[:, :, None] * pitch + x[:, None]).flatten(1))
+            first += (rows + spare) * 2**level * pitch
+        all_keys = torch.cat(keys, -1)
+        mask = None
+        if self.levels:
+            mask = torch.where(torch.cat(outside, -1)[:, None, None], MASKED, 0.0)
+        apart = self.shift_mask(down[:, own], right[:, own])
+        if apart is not None:
+            apart = F.pad(apart, (0, all_keys.shape[1] - apart.shape[1]))[:, None]
+            mask = apart if mask is None else mask + apart
+        return Plan(all_keys[:, own], all_keys, None, mask)
+
+
+@dataclass(frozen=True)
+class NearestWindows(Windows):
+    """Windows that attend to the tokens of each map that are nearest to the token in their middle,
+    as in the authors' faster Focal Transformer. They see the shifted map.
+
+    Args:
+        topk (int): Tokens of each map that are attended to.
+        levels (int): Pooled maps, 0 or 1; it has a token a window.
+    """
+
+    topk: int = 128
+    levels: int = 0
+
+    def plan(self, device: torch.device) -> Plan:
+        """Return the tokens of all windows.
+
+        The bias index of a key says how far it is from the middle of the window: it is the number
+        of that offset among all of a map, (2 * high - 1) x (2 * wide - 1) a level. Keys come row by
+        row, so that windows far from the border have the same row of indices. In a graph each map
+        has topk keys, some of which are masked.
+        """
+        (rows, cols), (high, wide), topk = self.grid, self.padded, self.topk
+        cpu = torch.device('cpu')
+        row, col = window_grid(rows, cols, cpu)
+        spare = int(is_graph())
+        keys, bias_index, absent = [], [], []
+        for level in range(self.levels + 1):
+            # Sides of the map and how far it is from row to row in memory, and tokens from a window
+            # to the next and from a key to the next.
+            tall, broad, pitch, stride, unit = (
+                (rows, cols, cols + spare, 1, self.window_size)
+                if level
+                else (high, wide, wide, self.window_size, 1)
+            )
+            y, x = (
+                place * stride + stride // 2 - torch.arange(side + spare, device=cpu)
+                for place, side in ((row, tall), (col, broad))
+            )
+            y_square, x_square = y.float() ** 2, x.float() ** 2
+            if spare:
+                # As many keys on every map: those that a small one lacks are masked.
+                largest = torch.sym_max if isinstance(tall, torch.SymInt) else max
+                token = torch.arange(largest(tall * broad, topk), device=cpu)
+                down = token // broad
+                square = y_square[:, down.clamp(max=tall)] + x_square[:, token - down * broad]
+                parts = [square.masked_fill(token >= tall * broad, float('inf'))]
+            else:
+                parts = [
+                    (down[:, :, None] + right[:, None]).flatten(1)
+                    for down, right in zip(y_square.split(cols), x_square.split(cols), strict=True)
+                ]
+            # Of equally distant tokens, topk decides which are left out. It is given the numbers
+            # that the official code gives it, on the CPU like there, to leave out the same ones.
+            count = topk if spare else min(topk, tall * broad)
+            key = torch.cat([(-part.sqrt()).topk(count).indices for part in parts]).sort(-1).values
+            key_y, masked = key // broad, key >= tall * broad
+            key_x = key - key_y * broad
+            down = y.gather(1, key_y.clamp(max=tall - 1)) * unit + high - 1
+            right = x.gather(1, key_x) * unit + wide - 1
+            offset = (level * (2 * high - 1) + down) * (2 * wide - 1) + right
+            if level:
+                token = high * wide + key_y * pitch + key_x
+            else:
+                token = self.tokens(key_y.clamp(max=tall - 1), key_x)
+            nowhere = (high - 1) * (2 * wide - 1) + wide - 1
+            bias_index.append(torch.where(masked, nowhere, offset))
+            keys.append(token.masked_fill(masked, 0))
+            absent.append(masked)
+        mask = None
+        if spare:
+            mask = torch.where(torch.cat(absent, -1).to(device)[:, None, None], MASKED, 0.0)
+        return Plan(
+            self.tokens(*self.own_tokens(device)),
+            torch.cat(keys, -1).to(device),
+            torch.cat(bias_index, -1).to(device),
+            mask,
+        )
