@@ -1,8 +1,20 @@
-"""From any published checkpoint to a state dict that fits."""
+"""Published checkpoints: finding, reading, renaming, fitting and loading them."""
+
 from .formats import convert, read_checkpoint, recognise
-from .resize import CheckpointError
+from .loading import CheckpointError
 from .zoo import ZOO, Weights, fetch, find, register, verify
 from .zoo import list_weights as list  # read where it is used: weights.list()
 
-__all__ = ['CheckpointError', 'Weights', 'ZOO', 'convert', 'fetch', 'find', 'list',
-           'read_checkpoint', 'recognise', 'register', 'verify']
+__all__ = [
+    'ZOO',
+    'CheckpointError',
+    'Weights',
+    'convert',
+    'fetch',
+    'find',
+    'list',
+    'read_checkpoint',
+    'recognise',
+    'register',
+    'verify',
+]

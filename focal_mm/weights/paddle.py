@@ -1,9 +1,10 @@
-"""PaddlePaddle's ``.pdparams`` files, read without Paddle and without running pickled code.
+"""Reader of PaddlePaddle's ``.pdparams`` files, without Paddle and without running pickled code.
 
 A ``.pdparams`` file is a pickle of a dictionary of NumPy arrays. A pickle may name any function
-to be called, so the reader knows the few names that an array needs, and has stand-ins for them
-that keep data and do nothing else; it refuses every other name.
+to be called. The reader therefore replaces the few names that an array needs by classes that only
+keep data, and refuses every other name.
 """
+
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,20 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .resize import CheckpointError
+from .loading import CheckpointError
 
-# Paddle stores bfloat16 as uint16, which nobody could tell from numbers: no uint16 here.
+# Paddle stores bfloat16 as uint16, which can't be told from integers: uint16 is refused.
 _DTYPES = ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'b1')
 
 
-class _Refused(Exception):
-    """The file names what no array needs."""
+class _RefusedError(Exception):
+    """A name in the file that no array needs."""
 
 
 class _Dtype:
-    """Stands in for ``numpy.dtype``."""
+    """Replacement for ``numpy.dtype``."""
 
-    def __init__(self, code: str, *_) -> None:
+    def __init__(self, code: str, *_: object) -> None:
         if code not in _DTYPES:
             raise ValueError(f'an array of dtype {code!r}')
         self.dtype = np.dtype(code)
@@ -36,15 +37,15 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for ``numpy.ndarray`` and the function that pickles begin one with."""
+    """Replacement for ``numpy.ndarray`` and for the function by which a pickle creates it."""
 
-    def __init__(self, *_) -> None:
+    def __init__(self, *_: object) -> None:
         pass
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, data = state
-        order = 'F' if fortran else 'C'
-        self.array = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+        array = np.frombuffer(data, dtype.dtype)
+        self.array = array.reshape(shape, order='F') if fortran else array.reshape(shape)
 
     def tensor(self) -> Tensor:
         # Copied: the bytes of a pickle are read-only, and may have the other byte order.
@@ -52,7 +53,6 @@ class _Array:
 
 
 class _Unpickler(pickle.Unpickler):
-
     def find_class(self, module: str, name: str) -> Callable:
         # numpy.core was renamed in NumPy 2; the file has the name of the NumPy that wrote it.
         match module.replace('numpy._core', 'numpy.core'), name:
@@ -64,11 +64,11 @@ class _Unpickler(pickle.Unpickler):
                 return lambda text, encoding: text.encode('latin1')
             case 'collections', 'OrderedDict':
                 return OrderedDict
-        raise _Refused(f'{module}.{name}')
+        raise _RefusedError(f'{module}.{name}')
 
 
 def read_pdparams(path: str | Path) -> dict[str, Tensor]:
-    """Reads what ``paddle.save(layer.state_dict(), path)`` wrote, in protocols 2 to 4.
+    """Read a file of ``paddle.save(layer.state_dict(), path)``, in pickle protocols 2 to 4.
 
     Args:
         path (str or Path): The file.
@@ -90,27 +90,28 @@ def read_pdparams(path: str | Path) -> dict[str, Tensor]:
         # Names that end in @@ are Paddle's own bookkeeping.
         arrays = {key: value for key, value in content.items() if not key.endswith('@@')}
         tensors = {key: value.tensor() for key, value in arrays.items()}
-    except _Refused as error:
+    except _RefusedError as error:
         raise CheckpointError(
             f'{path}: refused, since it stores {error}, which could run code when loaded; if you '
-            'trust its author, save its state dict alone (arrays by name) to a new file') from None
+            'trust its author, save its state dict alone (arrays by name) to a new file'
+        ) from None
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(
             f'{path}: cut off or not a checkpoint ({type(error).__name__}: '
-            f'{" ".join(str(error).split())}); get the file again') from error
+            f'{" ".join(str(error).split())}); get the file again'
+        ) from error
     if not tensors:
         raise CheckpointError(f'{path}: holds no parameters; get the file again')
     return tensors
 
 
 def is_paddle(state_dict: dict[str, Tensor]) -> bool:
-    """Whether a state dict has Paddle's names: BatchNorm's ``_mean`` beside its ``_variance``."""
-    return any(key.endswith('._mean') and f'{key[:-4]}variance' in state_dict
-               for key in state_dict)
+    """Return whether a state dict has Paddle's names: ``_mean`` and ``_variance`` of BatchNorm."""
+    return any(key.endswith('._mean') and f'{key[:-4]}variance' in state_dict for key in state_dict)
 
 
 def to_torch(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Renames and transposes a state dict of Paddle; that of another library stays as it is.
+    """Rename and transpose a state dict of Paddle; any other is returned unchanged.
 
     Weights of linear layers become (out, in), ``_mean`` and ``_variance`` of BatchNorm
     ``running_mean`` and ``running_var``, with a ``num_batches_tracked`` of 0.
@@ -119,7 +120,7 @@ def to_torch(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         state_dict (dict): As :func:`read_pdparams` gives it.
 
     Returns:
-        dict: With the names and shapes of PyTorch.
+        dict: Tensors with the names and shapes of PyTorch.
     """
     if not is_paddle(state_dict):
         return state_dict

@@ -1,9 +1,10 @@
 """Published weights by name: mirrors, cache, and the ``focal://`` scheme of mmengine.
 
-``focal://NAME`` stands wherever mmengine takes a checkpoint. The file comes, in this order, from
-the folder ``$FOCAL_MM_WEIGHTS`` (where that is set, nothing is downloaded), from the cache
-(:func:`focal_mm.cache.cache_dir`), or from the first mirror that has it.
+``focal://NAME`` is accepted wherever mmengine takes a checkpoint. The file is looked for, in this
+order, in the folder ``$FOCAL_MM_WEIGHTS`` (if that is set, nothing is downloaded), in the cache
+(:func:`focal_mm.cache.cache_dir`), and at the mirrors.
 """
+
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from ..cache import cache_dir, whole_file
 from .formats import read_checkpoint
-from .resize import CheckpointError
+from .loading import CheckpointError
 
 _GITHUB = 'https://github.com/microsoft/FocalNet/releases/download/v1.0.0/'
 _HUB = 'https://huggingface.co/'
@@ -36,20 +37,21 @@ class Weights:
     """A published checkpoint.
 
     Attributes:
-        name (str): What follows ``focal://``.
-        file (str): The authors' file name; ``.pth``, ``.safetensors`` and ``.bin`` are looked for
-            as well.
-        backbone (str): The type of the backbone that it fits.
-        arch (str): And its arch.
+        name (str): The name after ``focal://``.
+        file (str): The authors' file name; it is also looked for with ``.pth``, ``.safetensors``
+            and ``.bin``.
+        backbone (str): Type of the backbone that it fits.
+        arch (str): Arch of that backbone.
         params (float): Parameters of the ImageNet-1K classifier in millions, as the authors give
-            them; counted where they give none.
+            them, or counted if they don't.
         top1 (float or None): ImageNet-1K top-1 accuracy in percent, as the authors give it.
         mirrors (tuple[str]): Addresses, in the order in which they are tried.
-        dead (tuple[str]): Addresses that no longer answer, which are tried after these. Where
-            there are neither, the authors never published the file.
+        dead (tuple[str]): Addresses that no longer answer; they are tried after the mirrors. If
+            there are neither mirrors nor these, the authors never published the file.
         input_size (int): Side of the training images in pixels.
         licence (str): Licence of the weights.
     """
+
     name: str
     file: str
     backbone: str
@@ -63,33 +65,64 @@ class Weights:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """All addresses in their order, the dead ones marked."""
+        """All addresses in the order in which they are tried, with dead ones marked."""
         return (*self.mirrors, *(f'{url} (dead)' for url in self.dead))
 
 
-def _focalnet(arch: str, params: float, top1: float | None, file: str | None = None,
-              hub: str | None = None, timm: bool = True, github: bool = True,
-              data: str = 'in1k', input_size: int = 224) -> Weights:
+def _focalnet(
+    arch: str,
+    params: float,
+    top1: float | None,
+    file: str | None = None,
+    hub: str | None = None,
+    timm: bool = True,
+    github: bool = True,
+    data: str = 'in1k',
+    input_size: int = 224,
+) -> Weights:
     file = file or f'focalnet_{arch}.pth'
     mirrors = [_GITHUB + file] if github else []
     if hub:
         mirrors.append(f'{_HUB}microsoft/focalnet-{hub}/resolve/main/pytorch_model.bin')
     if timm:
         mirrors.append(f'{_HUB}timm/focalnet_{arch}.ms_{data}/resolve/main/model.safetensors')
-    return Weights(f'focalnet_{arch}_{data}', file, 'FocalNet', arch, params, top1,
-                   tuple(mirrors), (f'{_DEAD}focalnet/release/classification/{file}', ),
-                   input_size)
+    return Weights(
+        f'focalnet_{arch}_{data}',
+        file,
+        'FocalNet',
+        arch,
+        params,
+        top1,
+        tuple(mirrors),
+        (f'{_DEAD}focalnet/release/classification/{file}',),
+        input_size,
+    )
 
 
 def _focal_transformer(arch: str, params: float, top1: float, file: str) -> Weights:
-    return Weights(f'focal_{arch}_in1k', file, 'FocalTransformer', arch, params, top1,
-                   dead=(f'{_DEAD}model/focal-transformer/imagenet1k/{file}', ))
+    return Weights(
+        f'focal_{arch}_in1k',
+        file,
+        'FocalTransformer',
+        arch,
+        params,
+        top1,
+        dead=(f'{_DEAD}model/focal-transformer/imagenet1k/{file}',),
+    )
 
 
 def _mixformer(arch: str, params: float, top1: float | None) -> Weights:
     file = f'MixFormer_{arch.upper()}_pretrained.pdparams'
-    return Weights(f'mixformer_{arch}_in1k', file, 'MixFormer', arch, params, top1,
-                   (_PADDLE + file, ), licence='Apache-2.0')
+    return Weights(
+        f'mixformer_{arch}_in1k',
+        file,
+        'MixFormer',
+        arch,
+        params,
+        top1,
+        (_PADDLE + file,),
+        licence='Apache-2.0',
+    )
 
 
 # Names, parameters and accuracies: README of microsoft/FocalNet and paper, Tables 1 and 13; README
@@ -106,27 +139,44 @@ ZOO: dict[str, Weights] = {
         _focalnet('tiny_iso', 5.9, 74.1, 'focalnet_tiny_iso_16.pth', timm=False, github=False),
         _focalnet('small_iso', 22.4, 80.9, 'focalnet_small_iso_16.pth', timm=False, github=False),
         _focalnet('base_iso', 87.2, 82.4, 'focalnet_base_iso_16.pth', timm=False, github=False),
-        _focalnet('large_fl3', 207, None, 'focalnet_large_lrf_384.pth', data='in22k',
-                  input_size=384),
-        _focalnet('large_fl4', 207, None, 'focalnet_large_lrf_384_fl4.pth', data='in22k',
-                  input_size=384),
-        _focalnet('xlarge_fl3', 366, None, 'focalnet_xlarge_lrf_384.pth', data='in22k',
-                  input_size=384),
-        _focalnet('xlarge_fl4', 366, None, 'focalnet_xlarge_lrf_384_fl4.pth', data='in22k',
-                  input_size=384),
+        _focalnet(
+            'large_fl3', 207, None, 'focalnet_large_lrf_384.pth', data='in22k', input_size=384
+        ),
+        _focalnet(
+            'large_fl4', 207, None, 'focalnet_large_lrf_384_fl4.pth', data='in22k', input_size=384
+        ),
+        _focalnet(
+            'xlarge_fl3', 366, None, 'focalnet_xlarge_lrf_384.pth', data='in22k', input_size=384
+        ),
+        _focalnet(
+            'xlarge_fl4', 366, None, 'focalnet_xlarge_lrf_384_fl4.pth', data='in22k', input_size=384
+        ),
         _focalnet('huge_fl3', 687, None, 'focalnet_huge_lrf_224.pth', github=False, data='in22k'),
-        _focalnet('huge_fl4', 689, None, 'focalnet_huge_lrf_224_fl4.pth', github=False,
-                  data='in22k'),
-        # Of Table 4, and nets like those of Table 3: nobody has published their weights.
-        *(Weights(f'focalnet_{arch}_{data}', f'focalnet_{arch}_{data}.pth', 'FocalNet', arch,
-                  params, None)
-          for arch, data, params in (
-              ('base_srf', 'in22k', 88.1), ('large_srf', 'in22k', 197.1),
-              ('tiny_lrf_deep', 'in1k', 25.5), ('small_lrf_deep', 'in1k', 38.7),
-              ('base_lrf_deep', 'in1k', 85.8))),
-        # The paper's largest, never published either.
-        Weights('focal_large_in22k', 'focal_large_in22k.pth', 'FocalTransformer', 'large', 199.6,
-                None),
+        _focalnet(
+            'huge_fl4', 689, None, 'focalnet_huge_lrf_224_fl4.pth', github=False, data='in22k'
+        ),
+        # Networks of Table 4 and networks like those of Table 3, whose weights are not published.
+        *(
+            Weights(
+                f'focalnet_{arch}_{data}',
+                f'focalnet_{arch}_{data}.pth',
+                'FocalNet',
+                arch,
+                params,
+                None,
+            )
+            for arch, data, params in (
+                ('base_srf', 'in22k', 88.1),
+                ('large_srf', 'in22k', 197.1),
+                ('tiny_lrf_deep', 'in1k', 25.5),
+                ('small_lrf_deep', 'in1k', 38.7),
+                ('base_lrf_deep', 'in1k', 85.8),
+            )
+        ),
+        # The largest network of the paper, whose weights are not published.
+        Weights(
+            'focal_large_in22k', 'focal_large_in22k.pth', 'FocalTransformer', 'large', 199.6, None
+        ),
         _focal_transformer('tiny', 28.9, 82.2, 'focal-tiny-is224-ws7.pth'),
         _focal_transformer('small', 51.1, 83.6, 'focal-small-is224-ws7.pth'),
         _focal_transformer('base', 89.8, 84.0, 'focal-base-is224-ws7.pth'),
@@ -146,18 +196,18 @@ ZOO: dict[str, Weights] = {
 
 
 def list_weights() -> list[Weights]:
-    """All published weights, family by family."""
+    """List all published weights, family by family."""
     return list(ZOO.values())
 
 
 def find(name: str) -> tuple[Path, bool]:
-    """Where the file of published weights is, or is looked for.
+    """Return the path of the file of published weights, whether it exists or not.
 
     Args:
         name (str): A key of :data:`ZOO`.
 
     Returns:
-        tuple[Path, bool]: The file, and whether it is there.
+        tuple[Path, bool]: The file, and whether it exists.
 
     Raises:
         ValueError: If no weights have this name.
@@ -173,9 +223,9 @@ def find(name: str) -> tuple[Path, bool]:
 
 
 def fetch(name: str) -> Path:
-    """The file of published weights, downloaded if need be.
+    """Return the file of published weights, and download it if it is not there.
 
-    The sha256 of a download is kept beside it (``FILE.sha256``) and checked at every later use.
+    The sha256 of a download is stored beside it (``FILE.sha256``) and checked at every later use.
 
     Args:
         name (str): A key of :data:`ZOO`.
@@ -185,7 +235,7 @@ def fetch(name: str) -> Path:
 
     Raises:
         ValueError: If no weights have this name.
-        CheckpointError: If the file is neither there nor to be had, or is not what was downloaded.
+        CheckpointError: If the file can't be downloaded, or has changed since it was.
     """
     path, there = find(name)
     if there:
@@ -201,8 +251,10 @@ def fetch(name: str) -> Path:
         except OSError as error:
             failures.append(f'{url} ({"dead: " if url in weights.dead else ""}{error})')
     if offline:
-        tried = (f'FOCAL_MM_WEIGHTS={offline} has no such file, and nothing is downloaded while '
-                 f'it is set; mirrors: {", ".join(weights.addresses) or "none"}')
+        tried = (
+            f'FOCAL_MM_WEIGHTS={offline} has no such file, and nothing is downloaded while '
+            f'it is set; mirrors: {", ".join(weights.addresses) or "none"}'
+        )
     elif failures:
         tried = f'mirrors: {"; ".join(failures)}'
     else:
@@ -210,11 +262,12 @@ def fetch(name: str) -> Path:
     raise CheckpointError(
         f'focal://{name}: no {path.name} (nor .pth, .safetensors, .bin) in {path.parent}; {tried}. '
         'Put the file there, or into a folder that FOCAL_MM_WEIGHTS names, or train without it '
-        '(--from-scratch)')
+        '(--from-scratch)'
+    )
 
 
 def verify() -> Iterator[tuple[Path, str]]:
-    """Checks every file in the cache, or in ``$FOCAL_MM_WEIGHTS``, against its recorded sha256.
+    """Check every file in the cache, or in ``$FOCAL_MM_WEIGHTS``, against its recorded sha256.
 
     Yields:
         tuple[Path, str]: The file, and ``'good'``, ``'changed'`` or, without a record,
@@ -247,15 +300,17 @@ def _state(path: Path) -> str:
 
 def _check(path: Path) -> None:
     if _state(path) == 'changed':
-        raise CheckpointError(f'{path}: sha256 is not the one in {_record(path).name}, so the file '
-                              'has changed since it was downloaded; delete both to get it again')
+        raise CheckpointError(
+            f'{path}: sha256 is not the one in {_record(path).name}, so the file '
+            'has changed since it was downloaded; delete both to get it again'
+        )
 
 
 def _download(url: str, path: Path) -> None:
-    """Downloads to a temporary name; ``path`` appears when it is whole.
+    """Download a file; ``path`` appears once it is complete.
 
     Raises:
-        OSError: If that fails, or the address answers with a page instead of a file.
+        OSError: If the download fails, or the address answers with a page instead of a file.
     """
     print_log(f'{url} -> {path}', logger='current')
     sha256, size = hashlib.sha256(), 0
@@ -287,13 +342,14 @@ def _fetch_url(url: str) -> Path:
     try:
         _download(url, path)
     except OSError as error:
-        raise CheckpointError(f'{url}: {error}; download it elsewhere and name the local file '
-                              'instead') from error
+        raise CheckpointError(
+            f'{url}: {error}; download it elsewhere and name the local file instead'
+        ) from error
     return path
 
 
 def _load(get: Callable[[str], Path], source: str, map_location: str | torch.device | None) -> dict:
-    """Downloads on one process before the others look."""
+    """Read a file that one process downloads while the others wait."""
     path = None
     try:
         if get_rank() == 0:
@@ -304,25 +360,25 @@ def _load(get: Callable[[str], Path], source: str, map_location: str | torch.dev
 
 
 def load_from_zoo(filename: str, map_location: str | torch.device | None = None) -> dict:
-    """mmengine's loader of ``focal://NAME``; see :func:`fetch` and :func:`read_checkpoint`."""
+    """Loader of ``focal://NAME`` for mmengine; see :func:`fetch` and :func:`read_checkpoint`."""
     return _load(fetch, filename.removeprefix('focal://'), map_location)
 
 
 def load_from_url(filename: str, map_location: str | torch.device | None = None) -> dict:
-    """mmengine's loader of addresses, made safe; see :func:`read_checkpoint`."""
+    """Loader of addresses for mmengine that runs no code; see :func:`read_checkpoint`."""
     return _load(_fetch_url, filename, map_location)
 
 
 def load_from_file(filename: str, map_location: str | torch.device | None = None) -> dict:
-    """mmengine's loader of local files, made safe; see :func:`read_checkpoint`."""
+    """Loader of local files for mmengine that runs no code; see :func:`read_checkpoint`."""
     return read_checkpoint(filename, map_location)
 
 
 def register() -> None:
-    """Makes mmengine load ``focal://`` names, and addresses and files without running their code.
+    """Make mmengine load ``focal://`` names, and load addresses and files without running code.
 
     mmengine 0.10.7 can't read its own checkpoints on torch 2.6 and later
-    (open-mmlab/mmengine #1655); its OneDL fork falls back to running what the file brings.
+    (open-mmlab/mmengine #1655); its OneDL fork then runs the code in the file.
     """
     CheckpointLoader.register_scheme('focal://', load_from_zoo, force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_url, force=True)

@@ -37,13 +37,17 @@ def features(net: torch.nn.Module) -> list:
 
 
 @pytest.mark.stock
-@pytest.mark.parametrize('wrap', [
-    lambda weights: weights,
-    lambda weights: {'model': weights},
-    lambda weights: {'model': weights, 'config': Namespace(lr=0.1), 'epoch': 3},
-    lambda weights: {'state_dict': weights, 'meta': {}},
-    lambda weights: {'state_dict': {f'module.{k}': v for k, v in weights.items()}},
-], ids=['bare', 'official', 'official-with-config', 'openmmlab', 'data-parallel'])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda weights: weights,
+        lambda weights: {'model': weights},
+        lambda weights: {'model': weights, 'config': Namespace(lr=0.1), 'epoch': 3},
+        lambda weights: {'state_dict': weights, 'meta': {}},
+        lambda weights: {'state_dict': {f'module.{k}': v for k, v in weights.items()}},
+    ],
+    ids=['bare', 'official', 'official-with-config', 'openmmlab', 'data-parallel'],
+)
 def test_file_loads_however_it_is_wrapped(tmp_path, other, wrap):
     torch.save(wrap(other), tmp_path / 'x.pth')
     net = small()
@@ -61,11 +65,13 @@ def test_safetensors_load(tmp_path, other):
 
 WRITERS = {
     'zip': torch.save,
-    'before torch 1.6': lambda weights, path: torch.save(weights, path,
-                                                         _use_new_zipfile_serialization=False),
+    'before torch 1.6': lambda weights, path: torch.save(
+        weights, path, _use_new_zipfile_serialization=False
+    ),
     'safetensors': save_file,
-    'paddle': lambda weights, path: path.write_bytes(pickle.dumps(
-        {key: value.numpy() for key, value in weights.items()})),
+    'paddle': lambda weights, path: path.write_bytes(
+        pickle.dumps({key: value.numpy() for key, value in weights.items()})
+    ),
 }
 
 
@@ -79,10 +85,18 @@ def test_kind_of_a_file_shows_in_its_bytes_not_in_its_name(tmp_path, other, writ
 
 @pytest.mark.stock
 def test_backbone_loads_from_a_detector(tmp_path, other):
-    torch.save({'state_dict': {**{f'backbone.{k}': v for k, v in other.items()},
-                               'neck.weight': torch.zeros(1)}}, tmp_path / 'x.pth')
-    net = small(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth'),
-                              prefix='backbone.'))
+    torch.save(
+        {
+            'state_dict': {
+                **{f'backbone.{k}': v for k, v in other.items()},
+                'neck.weight': torch.zeros(1),
+            }
+        },
+        tmp_path / 'x.pth',
+    )
+    net = small(
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth'), prefix='backbone.')
+    )
     net.init_weights()
     torch.testing.assert_close(dict(net.state_dict()), other)
 
@@ -117,9 +131,10 @@ class Reaching:
 
 @pytest.mark.stock
 def test_checkpoint_of_a_training_run_loads_with_its_history(tmp_path, other):
-    history = HistoryBuffer([1., 2.], [1, 1])
-    torch.save({'state_dict': other, 'message_hub': {'log_scalars': {'loss': history}}},
-               tmp_path / 'x.pth')
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    torch.save(
+        {'state_dict': other, 'message_hub': {'log_scalars': {'loss': history}}}, tmp_path / 'x.pth'
+    )
     content = read_checkpoint(tmp_path / 'x.pth')
     assert content['message_hub']['log_scalars']['loss'].mean() == 1.5
 
@@ -132,15 +147,19 @@ def test_history_gives_no_way_to_other_attributes(tmp_path, other):
 
 
 class Shell(Hostile):
-
     def __reduce__(self):
-        return os.system, (f'touch {self.path}', )
+        return os.system, (f'touch {self.path}',)
 
 
 HOSTILE_WRITERS = {
-    **{f'pickle protocol {protocol}': lambda content, path, protocol=protocol:
-       path.write_bytes(pickle.dumps(content, protocol)) for protocol in (0, 2, 5)},
-    'zip': torch.save, 'before torch 1.6': WRITERS['before torch 1.6'],
+    **{
+        f'pickle protocol {protocol}': lambda content, path, protocol=protocol: path.write_bytes(
+            pickle.dumps(content, protocol)
+        )
+        for protocol in (0, 2, 5)
+    },
+    'zip': torch.save,
+    'before torch 1.6': WRITERS['before torch 1.6'],
 }
 
 
@@ -156,10 +175,17 @@ def test_hostile_file_under_any_name_is_refused_and_runs_nothing(tmp_path, write
 
 @pytest.mark.stock
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors', '.pdparams'])
-@pytest.mark.parametrize('damage', [
-    lambda data: data[:len(data) // 2], lambda data: data[:10], lambda data: b'',
-    lambda data: b'<html>404</html>', lambda data: b'\x80\x04}.'],
-    ids=['half', 'start', 'empty', 'page', 'empty pickle'])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:10],
+        lambda data: b'',
+        lambda data: b'<html>404</html>',
+        lambda data: b'\x80\x04}.',
+    ],
+    ids=['half', 'start', 'empty', 'page', 'empty pickle'],
+)
 def test_damaged_file_gives_one_line_and_leaves_the_model(tmp_path, other, suffix, damage):
     path = tmp_path / f'x{suffix}'
     write = {'.safetensors': save_file, '.pdparams': WRITERS['paddle']}.get(suffix, torch.save)
@@ -177,16 +203,26 @@ def lacking(weights: dict) -> dict:
 
 
 @pytest.mark.stock
-@pytest.mark.parametrize('change, words', [
-    (lacking, 'layers.1.blocks.0.norm1.weight is missing'),
-    (lambda w: {**w, 'layers.2.blocks.0.norm1.weight': torch.zeros(8)},
-     'layers.2.blocks.0.norm1.weight is not in the FocalNet'),
-    (lambda w: {**w, 'layers.0.blocks.0.mlp.fc1.bias': torch.zeros(4)},
-     r'layers.0.blocks.0.mlp.fc1.bias is \(4,\) where FocalNet has \(32,\)'),
-    (lambda w: {'conv1.weight': torch.zeros(64, 3, 7, 7)},
-     'not a checkpoint of FocalNet: it has conv1.weight'),
-    (lambda w: {'epoch': 3}, 'not a checkpoint of FocalNet: it has epoch'),
-], ids=['part', 'deeper', 'wider', 'foreign', 'no-weights'])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lacking, 'layers.1.blocks.0.norm1.weight is missing'),
+        (
+            lambda w: {**w, 'layers.2.blocks.0.norm1.weight': torch.zeros(8)},
+            'layers.2.blocks.0.norm1.weight is not in the FocalNet',
+        ),
+        (
+            lambda w: {**w, 'layers.0.blocks.0.mlp.fc1.bias': torch.zeros(4)},
+            r'layers.0.blocks.0.mlp.fc1.bias is \(4,\) where FocalNet has \(32,\)',
+        ),
+        (
+            lambda w: {'conv1.weight': torch.zeros(64, 3, 7, 7)},
+            'not a checkpoint of FocalNet: it has conv1.weight',
+        ),
+        (lambda w: {'epoch': 3}, 'holds no weights, only epoch'),
+    ],
+    ids=['part', 'deeper', 'wider', 'foreign', 'no-weights'],
+)
 @pytest.mark.parametrize('road', ['init_cfg', 'load_checkpoint', 'detector'])
 def test_file_that_does_not_belong_names_itself_and_its_key(tmp_path, other, change, words, road):
     path, weights = tmp_path / 'x.pth', change(other)
@@ -195,7 +231,7 @@ def test_file_that_does_not_belong_names_itself_and_its_key(tmp_path, other, cha
     if road == 'detector':
         weights = {f'backbone.{key}': value for key, value in weights.items()}
         words = words.replace('layers', 'backbone.layers').replace('has conv', 'has backbone.conv')
-        words = words.replace('has epoch', 'has backbone.epoch')
+        words = words.replace('only epoch', 'only backbone.epoch')
     torch.save(weights, path)
     with pytest.raises(CheckpointError, match=rf'x\.pth: {words}'):
         if road == 'init_cfg':
@@ -213,18 +249,32 @@ def test_missing_file_is_named(tmp_path):
         load_checkpoint(small(), str(tmp_path / 'absent.pth'))
 
 
-OPTIONS = [dict(), dict(use_conv_embed=True, use_postln=True, layer_scale_init_value=0.5,
-                        use_postln_in_modulation=True, normalize_modulator=True)]
+OPTIONS = [
+    {},
+    dict(
+        use_conv_embed=True,
+        use_postln=True,
+        layer_scale_init_value=0.5,
+        use_postln_in_modulation=True,
+        normalize_modulator=True,
+    ),
+]
 
 
 @pytest.mark.parametrize('options', OPTIONS, ids=['plain', 'all-flags'])
 def test_timm_model_gives_the_same_maps(tmp_path, options):
     timm = pytest.importorskip('timm')
     theirs = timm.models.focalnet.FocalNet(
-        embed_dim=8, depths=(1, 1), focal_levels=(2, 2), focal_windows=(3, 3),
-        use_overlap_down=bool(options), use_post_norm=bool(options),
+        embed_dim=8,
+        depths=(1, 1),
+        focal_levels=(2, 2),
+        focal_windows=(3, 3),
+        use_overlap_down=bool(options),
+        use_post_norm=bool(options),
         layerscale_value=0.5 if options else None,
-        use_post_norm_in_modulation=bool(options), normalize_modulator=bool(options)).eval()
+        use_post_norm_in_modulation=bool(options),
+        normalize_modulator=bool(options),
+    ).eval()
     perturb(theirs)
     save_file(theirs.state_dict(), tmp_path / 'x.safetensors')
     net = small(**options)
@@ -241,10 +291,19 @@ def test_timm_model_gives_the_same_maps(tmp_path, options):
 def test_hugging_face_model_gives_the_same_maps(tmp_path, options, kind):
     transformers = pytest.importorskip('transformers')
     config = transformers.FocalNetConfig(
-        embed_dim=8, hidden_sizes=[8, 16], depths=[1, 1], focal_levels=[2, 2],
-        focal_windows=[3, 3], use_conv_embed=bool(options), use_post_layernorm=bool(options),
-        use_layerscale=bool(options), layerscale_value=0.5, image_size=64,
-        use_post_layernorm_in_modulation=bool(options), normalize_modulator=bool(options))
+        embed_dim=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        focal_levels=[2, 2],
+        focal_windows=[3, 3],
+        use_conv_embed=bool(options),
+        use_post_layernorm=bool(options),
+        use_layerscale=bool(options),
+        layerscale_value=0.5,
+        image_size=64,
+        use_post_layernorm_in_modulation=bool(options),
+        normalize_modulator=bool(options),
+    )
     theirs = getattr(transformers, kind)(config).eval()
     perturb(theirs)
     torch.save(theirs.state_dict(), tmp_path / 'pytorch_model.bin')
@@ -253,8 +312,9 @@ def test_hugging_face_model_gives_the_same_maps(tmp_path, options, kind):
     torch.manual_seed(1)
     with torch.no_grad():
         out = theirs(torch.randn(1, 3, 64, 64), output_hidden_states=True)
-    torch.testing.assert_close(features(net)[-1], out.reshaped_hidden_states[-1],
-                               atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(
+        features(net)[-1], out.reshaped_hidden_states[-1], atol=2e-5, rtol=2e-5
+    )
 
 
 def perturb(module: torch.nn.Module) -> None:
@@ -292,13 +352,17 @@ def focal_transformer(**kwargs) -> FocalTransformer:
 
 
 @pytest.mark.stock
-@pytest.mark.parametrize('net, expected', [
-    (small, 'official FocalNet'),
-    (focal_transformer, 'official Focal Transformer'),
-    (lambda: focal_transformer(focal_topk=16), 'official Focal Transformer v2'),
-    (mixformer, 'PyTorch MixFormer'),
-    (lambda: torch.nn.Linear(1, 1), None),
-], ids=['FocalNet', 'FocalTransformer', 'fast FocalTransformer', 'MixFormer', 'foreign'])
+@pytest.mark.parametrize(
+    'net, expected',
+    [
+        (small, 'official FocalNet'),
+        (focal_transformer, 'official Focal Transformer'),
+        (lambda: focal_transformer(focal_topk=16), 'official Focal Transformer v2'),
+        (mixformer, 'PyTorch MixFormer'),
+        (lambda: torch.nn.Linear(1, 1), None),
+    ],
+    ids=['FocalNet', 'FocalTransformer', 'fast FocalTransformer', 'MixFormer', 'foreign'],
+)
 @pytest.mark.parametrize('prefix', ['', 'module.'])
 def test_names_of_each_family_are_known(net, expected, prefix):
     assert recognise(net().state_dict(prefix=prefix)) == expected
@@ -318,16 +382,23 @@ def test_names_of_timm_are_known():
 @pytest.mark.parametrize('kind', ['FocalNetModel', 'FocalNetForImageClassification'])
 def test_names_of_hugging_face_are_known(kind):
     transformers = pytest.importorskip('transformers')
-    config = transformers.FocalNetConfig(embed_dim=8, hidden_sizes=[8, 16], depths=[1, 1],
-                                         focal_levels=[2, 2], focal_windows=[3, 3])
+    config = transformers.FocalNetConfig(
+        embed_dim=8, hidden_sizes=[8, 16], depths=[1, 1], focal_levels=[2, 2], focal_windows=[3, 3]
+    )
     state_dict = getattr(transformers, kind)(config).state_dict()
     assert recognise(state_dict) == 'Hugging Face FocalNet'
 
 
 @pytest.mark.stock
-@pytest.mark.parametrize('head, model', [
-    ('roi_head.bbox_head.fc_cls', 'an mmdet detector'), ('bbox_head.scales.0', 'an mmdet detector'),
-    ('decode_head.conv_seg', 'an mmseg segmentor'), ('head.fc', 'a larger model')])
+@pytest.mark.parametrize(
+    'head, model',
+    [
+        ('roi_head.bbox_head.fc_cls', 'an mmdet detector'),
+        ('bbox_head.scales.0', 'an mmdet detector'),
+        ('decode_head.conv_seg', 'an mmseg segmentor'),
+        ('head.fc', 'a larger model'),
+    ],
+)
 def test_whole_models_are_known(head, model):
     state_dict = small().state_dict(prefix='backbone.') | {f'{head}.weight': torch.zeros(1)}
     assert recognise(state_dict) == f'official FocalNet in {model}'
@@ -352,46 +423,71 @@ RPN = 'rpn_head.rpn_cls rpn_head.rpn_conv rpn_head.rpn_reg '
 # Config of today, and names as the official detection and segmentation code stores them: read in
 # the mmdet 2.11 and mmseg 0.11 of SwinTransformer's repositories, on which it stands.
 WHOLE = {
-    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': FPN + RPN + (
+    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': FPN
+    + RPN
+    + (
         'roi_head.bbox_head.fc_cls roi_head.bbox_head.fc_reg roi_head.bbox_head.shared_fcs.N '
         'roi_head.mask_head.conv_logits roi_head.mask_head.convs.N.conv '
-        'roi_head.mask_head.upsample'),
-    'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py': FPN + RPN + (
+        'roi_head.mask_head.upsample'
+    ),
+    'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py': FPN
+    + RPN
+    + (
         'roi_head.bbox_head.N.fc_cls roi_head.bbox_head.N.fc_reg '
         'roi_head.bbox_head.N.shared_fcs.N roi_head.mask_head.N.conv_logits '
-        'roi_head.mask_head.N.convs.N.conv roi_head.mask_head.N.upsample'),
-    'mmdet::atss/atss_r50_fpn_1x_coco.py': FPN + (
+        'roi_head.mask_head.N.convs.N.conv roi_head.mask_head.N.upsample'
+    ),
+    'mmdet::atss/atss_r50_fpn_1x_coco.py': FPN
+    + (
         'bbox_head.atss_centerness bbox_head.atss_cls bbox_head.atss_reg bbox_head.scales.N '
         'bbox_head.cls_convs.N.conv bbox_head.cls_convs.N.gn '
-        'bbox_head.reg_convs.N.conv bbox_head.reg_convs.N.gn'),
-    'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py': FPN + (
-        'rpn_head.init_proposal_bboxes rpn_head.init_proposal_features ' + ' '.join(
-            f'roi_head.bbox_head.N.{name}' for name in (
-                'attention.attn', 'attention.attn.out_proj', 'attention_norm', 'cls_fcs.N',
-                'fc_cls', 'fc_reg', 'ffn.layers.N', 'ffn.layers.N.N', 'ffn_norm', 'reg_fcs.N',
-                'instance_interactive_conv.dynamic_layer', 'instance_interactive_conv.fc_layer',
-                'instance_interactive_conv.fc_norm', 'instance_interactive_conv.norm_in',
-                'instance_interactive_conv.norm_out', 'instance_interactive_conv_norm'))),
+        'bbox_head.reg_convs.N.conv bbox_head.reg_convs.N.gn'
+    ),
+    'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py': FPN
+    + (
+        'rpn_head.init_proposal_bboxes rpn_head.init_proposal_features '
+        + ' '.join(
+            f'roi_head.bbox_head.N.{name}'
+            for name in (
+                'attention.attn',
+                'attention.attn.out_proj',
+                'attention_norm',
+                'cls_fcs.N',
+                'fc_cls',
+                'fc_reg',
+                'ffn.layers.N',
+                'ffn.layers.N.N',
+                'ffn_norm',
+                'reg_fcs.N',
+                'instance_interactive_conv.dynamic_layer',
+                'instance_interactive_conv.fc_layer',
+                'instance_interactive_conv.fc_norm',
+                'instance_interactive_conv.norm_in',
+                'instance_interactive_conv.norm_out',
+                'instance_interactive_conv_norm',
+            )
+        )
+    ),
     'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py': (
         'auxiliary_head.conv_seg auxiliary_head.convs.N.bn auxiliary_head.convs.N.conv '
         'decode_head.bottleneck.bn decode_head.bottleneck.conv decode_head.conv_seg '
         'decode_head.fpn_bottleneck.bn decode_head.fpn_bottleneck.conv '
         'decode_head.fpn_convs.N.bn decode_head.fpn_convs.N.conv '
         'decode_head.lateral_convs.N.bn decode_head.lateral_convs.N.conv '
-        'decode_head.psp_modules.N.N.bn decode_head.psp_modules.N.N.conv'),
+        'decode_head.psp_modules.N.N.bn decode_head.psp_modules.N.N.conv'
+    ),
 }
 
 
 def whole_model(name: str) -> torch.nn.Module:
     """The model of a config with the smallest FocalNet."""
-    scope = name.split(':')[0]
+    scope = name.split(':', maxsplit=1)[0]
     cfg = Config.fromfile(name).model
     cfg.backbone = dict(type='FocalNet', arch=dict(embed_dims=8, depths=(1, 1, 1, 1)))
     if scope == 'mmdet':
         cfg.neck.in_channels = [8, 16, 32, 64]
     else:
-        cfg.decode_head.update(in_channels=[8, 16, 32, 64], channels=16,
-                               norm_cfg=dict(type='BN'))
+        cfg.decode_head.update(in_channels=[8, 16, 32, 64], channels=16, norm_cfg=dict(type='BN'))
         cfg.auxiliary_head.update(in_channels=32, channels=16, norm_cfg=dict(type='BN'))
     with DefaultScope.overwrite_default_scope(scope):
         return MODELS.build(cfg)
@@ -413,15 +509,33 @@ def test_official_checkpoint_of_a_whole_model_gives_the_same_outputs(tmp_path, n
     theirs, ours = whole_model(name).eval(), whole_model(name).eval()
     perturb(theirs)
     optimizer = torch.optim.AdamW(theirs.parameters())
-    meta = dict(mmcv_version='1.3.8', mmdet_version='2.11.0+', seed=None, epoch=12, iter=87960,
-                config='model = dict(...)', CLASSES=('person', 'bicycle'), hook_msgs={})
-    torch.save(dict(meta=meta, optimizer=optimizer.state_dict(),
-                    state_dict=OrderedDict(theirs.state_dict(prefix=prefix))), tmp_path / 'x.pth')
+    meta = dict(
+        mmcv_version='1.3.8',
+        mmdet_version='2.11.0+',
+        seed=None,
+        epoch=12,
+        iter=87960,
+        config='model = dict(...)',
+        CLASSES=('person', 'bicycle'),
+        hook_msgs={},
+    )
+    torch.save(
+        dict(
+            meta=meta,
+            optimizer=optimizer.state_dict(),
+            state_dict=OrderedDict(theirs.state_dict(prefix=prefix)),
+        ),
+        tmp_path / 'x.pth',
+    )
     load_checkpoint(ours, str(tmp_path / 'x.pth'), strict=True)
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        outs = [net.decode_head(net.extract_feat(image)) if 'mmseg' in name else
-                net.rpn_head(net.extract_feat(image)) for net in (theirs, ours)]
+        outs = [
+            net.decode_head(net.extract_feat(image))
+            if 'mmseg' in name
+            else net.rpn_head(net.extract_feat(image))
+            for net in (theirs, ours)
+        ]
     torch.testing.assert_close(*outs)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
@@ -476,10 +590,17 @@ def test_converting_never_overwrites(tmp_path, other, name):
 
 
 @pytest.mark.stock
-@pytest.mark.parametrize('content, words', [
-    ({'conv1.weight': torch.zeros(1)}, 'x.pth: no published checkpoint of .* it has conv1.weight'),
-    ({'epoch': 3}, 'x.pth: no published checkpoint of .* it has epoch'),
-    ([1], 'x.pth: no published checkpoint of .* it has nothing')])
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        (
+            {'conv1.weight': torch.zeros(1)},
+            'x.pth: no published checkpoint of .* it has conv1.weight',
+        ),
+        ({'epoch': 3}, 'x.pth: no published checkpoint of .* it has epoch'),
+        ([1], 'x.pth: no published checkpoint of .* it has nothing'),
+    ],
+)
 def test_foreign_file_is_not_converted(tmp_path, content, words):
     torch.save(content, tmp_path / 'x.pth')
     with pytest.raises(CheckpointError, match=words):
@@ -500,6 +621,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path, other, mo
     def full(weights, path):
         path.write_bytes(b'begun')
         raise OSError('no space left')
+
     monkeypatch.setattr(torch, 'save', full)
     with pytest.raises(OSError, match='y.pth: cannot be written .no space left'):
         convert(tmp_path / 'x.pth', tmp_path / 'y.pth')

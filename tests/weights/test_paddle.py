@@ -30,8 +30,13 @@ def file(tmp_path):
 
 @pytest.mark.parametrize('protocol', [2, 3, 4])
 def test_arrays_come_back_in_every_protocol_of_paddle(file, protocol):
-    arrays = {'a.weight': np.random.rand(3, 2).astype('f4'), 'b._mean': np.random.rand(5),
-              'c': np.array(7), 'd': np.arange(6).reshape(2, 3), 'e': np.ones(2, np.float16)}
+    arrays = {
+        'a.weight': np.random.rand(3, 2).astype('f4'),
+        'b._mean': np.random.rand(5),
+        'c': np.array(7),
+        'd': np.arange(6).reshape(2, 3),
+        'e': np.ones(2, np.float16),
+    }
     tensors = read_pdparams(write(file, arrays, protocol))
     assert list(tensors) == list(arrays)
     for name, array in arrays.items():
@@ -39,9 +44,11 @@ def test_arrays_come_back_in_every_protocol_of_paddle(file, protocol):
         np.testing.assert_array_equal(tensors[name], array)
 
 
-@pytest.mark.parametrize('array', [
-    np.asfortranarray(np.arange(6.).reshape(2, 3)), np.arange(6.).reshape(2, 3).astype('>f8')],
-    ids=['columns first', 'big endian'])
+@pytest.mark.parametrize(
+    'array',
+    [np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.arange(6.0).reshape(2, 3).astype('>f8')],
+    ids=['columns first', 'big endian'],
+)
 def test_arrays_of_any_memory_order_come_back(file, array):
     np.testing.assert_array_equal(read_pdparams(write(file, {'a': array}))['a'], array)
 
@@ -61,7 +68,7 @@ def test_file_that_paddle_wrote_computes_what_paddle_computed():
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).eval()
     net.load_state_dict(to_torch(read_pdparams(DATA / 'linear_batchnorm.pdparams')))
     with torch.no_grad():
-        out = net(torch.tensor([[1., -2.]]))
+        out = net(torch.tensor([[1.0, -2.0]]))
     torch.testing.assert_close(out, torch.tensor([[0.535744309, -0.860036612, -1.415828943]]))
 
 
@@ -99,9 +106,11 @@ def test_code_within_an_array_is_refused_and_does_not_run(file, tmp_path):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize('array', [
-    np.array(['text']), np.array([None]), np.zeros(2, [('x', 'f4')]), np.zeros(2, 'u2')],
-    ids=['text', 'objects', 'records', 'bfloat16 as Paddle stores it'])
+@pytest.mark.parametrize(
+    'array',
+    [np.array(['text']), np.array([None]), np.zeros(2, [('x', 'f4')]), np.zeros(2, 'u2')],
+    ids=['text', 'objects', 'records', 'bfloat16 as Paddle stores it'],
+)
 def test_arrays_of_anything_but_numbers_are_refused(file, array):
     with pytest.raises(CheckpointError, match='net.pdparams'):
         read_pdparams(write(file, {'a': array}))
@@ -114,10 +123,10 @@ def test_array_with_fewer_bytes_than_its_shape_is_refused(file):
         read_pdparams(file)
 
 
-@pytest.mark.parametrize('kept', [0., 0.01, 0.5, 0.99])
+@pytest.mark.parametrize('kept', [0.0, 0.01, 0.5, 0.99])
 def test_file_cut_off_is_refused_by_name(file, kept):
     data = write(file, {f'layer.{i}.weight': np.ones((8, 8)) for i in range(9)}).read_bytes()
-    file.write_bytes(data[:int(kept * len(data))])
+    file.write_bytes(data[: int(kept * len(data))])
     with pytest.raises(CheckpointError, match='net.pdparams: cut off'):
         read_pdparams(file)
 
@@ -143,11 +152,17 @@ def test_missing_file_is_named(file):
 
 
 def test_linear_weights_are_transposed_and_statistics_renamed():
-    ours = to_torch({
-        'fc.weight': torch.arange(6).view(2, 3), 'fc.bias': torch.zeros(3),
-        'conv.weight': torch.zeros(4, 2, 1, 1),
-        'attn.relative_position_bias_table': torch.zeros(9, 2),
-        'bn.weight': torch.ones(3), 'bn._mean': torch.zeros(3), 'bn._variance': torch.ones(3)})
+    ours = to_torch(
+        {
+            'fc.weight': torch.arange(6).view(2, 3),
+            'fc.bias': torch.zeros(3),
+            'conv.weight': torch.zeros(4, 2, 1, 1),
+            'attn.relative_position_bias_table': torch.zeros(9, 2),
+            'bn.weight': torch.ones(3),
+            'bn._mean': torch.zeros(3),
+            'bn._variance': torch.ones(3),
+        }
+    )
     assert ours['fc.weight'].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert ours['conv.weight'].shape == (4, 2, 1, 1)
     assert ours['attn.relative_position_bias_table'].shape == (9, 2)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def published() -> dict:
 
 
 class Handler(SimpleHTTPRequestHandler):
-    requests: list = []
+    requests: ClassVar[list] = []
 
     def do_GET(self):
         self.requests.append(self.path)
@@ -61,7 +62,7 @@ def mirror(tmp_path, published):
     Handler.requests = []
     handler = partial(Handler, directory=str(tmp_path / 'www'))
     server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.01, ), daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
     server.server_close()
@@ -72,8 +73,9 @@ def mirrors(monkeypatch, mirror):
     """Sets the mirrors of ``NAME``, given as paths on the server."""
 
     def set_to(*folders: str, dead: tuple[str, ...] = ()) -> list[str]:
-        living, gone = ([f'{mirror}/{folder}/{ZOO[NAME].file}' for folder in group]
-                        for group in (folders, dead))
+        living, gone = (
+            [f'{mirror}/{folder}/{ZOO[NAME].file}' for folder in group] for group in (folders, dead)
+        )
         monkeypatch.setitem(ZOO, NAME, replace(ZOO[NAME], mirrors=tuple(living), dead=tuple(gone)))
         return living + gone
 
@@ -82,12 +84,17 @@ def mirrors(monkeypatch, mirror):
 
 def test_name_in_a_config_loads_what_the_mirror_has(mirrors, published, cache):
     mirrors('good')
-    net = FocalNet(arch=dict(embed_dims=8, depths=(1, 1)), out_norm=False,
-                   init_cfg=dict(type='Pretrained', checkpoint=f'focal://{NAME}'))
+    net = FocalNet(
+        arch=dict(embed_dims=8, depths=(1, 1)),
+        out_norm=False,
+        init_cfg=dict(type='Pretrained', checkpoint=f'focal://{NAME}'),
+    )
     net.init_weights()
     torch.testing.assert_close(net.state_dict(), published['model'])
     assert sorted(p.name for p in cache.iterdir()) == [
-        'focalnet_tiny_lrf.pth', 'focalnet_tiny_lrf.pth.sha256']
+        'focalnet_tiny_lrf.pth',
+        'focalnet_tiny_lrf.pth.sha256',
+    ]
 
 
 def test_second_use_comes_from_the_cache(mirrors):
@@ -103,13 +110,13 @@ def test_mirror_that_fails_gives_way_to_the_next(mirrors):
 
 
 def test_dead_address_is_tried_last(mirrors):
-    mirrors('absent', dead=('good', ))
+    mirrors('absent', dead=('good',))
     assert zoo.fetch(NAME).is_file()
     assert [path.split('/')[1] for path in Handler.requests] == ['absent', 'good']
 
 
 def test_error_says_which_address_is_dead(mirrors):
-    absent, gone = mirrors('absent', dead=('gone', ))
+    absent, gone = mirrors('absent', dead=('gone',))
     with pytest.raises(CheckpointError, match=rf'{absent} \(HTTP.*{gone} \(dead: HTTP'):
         zoo.fetch(NAME)
 
@@ -134,8 +141,16 @@ def test_without_file_and_network_one_line_says_what_to_put_where(mirrors, cache
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(small(), f'focal://{NAME}')
     message = str(error.value)
-    assert all(word in message for word in (
-        *urls, 'focalnet_tiny_lrf.pth', str(cache), 'FOCAL_MM_WEIGHTS', '--from-scratch'))
+    assert all(
+        word in message
+        for word in (
+            *urls,
+            'focalnet_tiny_lrf.pth',
+            str(cache),
+            'FOCAL_MM_WEIGHTS',
+            '--from-scratch',
+        )
+    )
     assert '\n' not in message
 
 
@@ -213,15 +228,18 @@ def test_every_name_belongs_to_an_arch_with_its_parameters(entry):
             classifier[1:] = torch.nn.Linear(channels, 1280), torch.nn.Linear(1280, 1000)
     count = sum(p.numel() for part in (net, *classifier) for p in part.parameters()) / 1e6
     # MixFormer's paper rounds to millions.
-    assert count == pytest.approx(entry.params, rel=0.012,
-                                  abs=0.5 if entry.backbone == 'MixFormer' else 0)
+    assert count == pytest.approx(
+        entry.params, rel=0.012, abs=0.5 if entry.backbone == 'MixFormer' else 0
+    )
 
 
 # The papers' names of nets that have one in the zoo.
 PAPERS = {
-    **{f'focalnet_{size[0]}{suffix}': f'focalnet_{size}_{kind}_in1k'
-       for size in ('tiny', 'small', 'base')
-       for suffix, kind in (('', 'lrf'), ('_srf', 'srf'), ('16', 'iso'))},
+    **{
+        f'focalnet_{size[0]}{suffix}': f'focalnet_{size}_{kind}_in1k'
+        for size in ('tiny', 'small', 'base')
+        for suffix, kind in (('', 'lrf'), ('_srf', 'srf'), ('16', 'iso'))
+    },
     **{f'focal_{size[0]}': f'focal_{size}_in1k' for size in ('tiny', 'small', 'base')},
     **{f'mixformer_b{i}': f'mixformer_b{i}_in1k' for i in (1, 2, 3, 4)},
 }
@@ -232,7 +250,10 @@ def test_figures_are_those_of_the_papers(theirs, name):
     rows = json.loads((Path(__file__).parents[1] / 'data/tables.json').read_text())
     row = next(row for row in rows['classification'] if row['backbone'] == theirs)
     assert (ZOO[name].top1, ZOO[name].params, ZOO[name].input_size) == (
-        row['top1'], row['params_M'], row['input'])
+        row['top1'],
+        row['params_M'],
+        row['input'],
+    )
 
 
 def test_every_file_has_one_name():
