@@ -1,3 +1,5 @@
+"""Backbones, registered in mmengine's root registry."""
+
 from .focal_transformer import FocalTransformer
 from .focalnet import FocalNet
 from .mixformer import MixFormer

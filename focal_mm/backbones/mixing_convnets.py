@@ -1,20 +1,22 @@
-"""The mixing block in convolutional networks (MixFormer, section 4.5 and Table 12).
+"""Mixing blocks in convolutional networks (MixFormer, section 4.5 and Table 12).
 
 mmdet is needed to build these, and imported only then.
 """
+
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..weights.resize import FittedModule
-from .layers import Stage, fix_statistics, log_changes
-from .mixformer import ConvMerging, MixingBlock
+from ..weights.loading import FittedBackbone
+from .base import Mlp, Stage, fix_statistics
+from .mixformer import ConvMerging, MixingAttention, MixingBlock
 
 
-class MixingConvNet(BaseModule, FittedModule):
+class MixingConvNet(BaseModule, FittedBackbone):
     """A convolutional network with mixing blocks in place of its last stage.
 
     Args:
@@ -28,29 +30,51 @@ class MixingConvNet(BaseModule, FittedModule):
         out_indices (Sequence[int]): Which of the maps of stride 4, 8, 16 and 32 are returned.
         norm_eval (bool): Keeps the statistics of every BatchNorm fixed in training.
         with_cp (bool): Recomputes the mixing blocks in the backward pass to save memory.
-        init_cfg (dict or list, optional): Initialisation.
+        init_cfg (dict or list, optional): Initialization.
 
     Raises:
         ValueError: If ``out_indices`` names a map that is not there.
     """
 
-    def __init__(self, convnet: nn.Module, in_channels: int, dim: int, num_blocks: int,
-                 num_heads: int, window_size: int, drop_path_rate: float,
-                 out_indices: Sequence[int], norm_eval: bool, with_cp: bool,
-                 init_cfg: dict | list | None) -> None:
-        super().__init__(init_cfg=init_cfg)
+    def __init__(
+        self,
+        convnet: nn.Module,
+        in_channels: int,
+        dim: int,
+        num_blocks: int,
+        num_heads: int,
+        window_size: int,
+        drop_path_rate: float,
+        out_indices: Sequence[int],
+        norm_eval: bool,
+        with_cp: bool,
+        init_cfg: dict | list | None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)  # type: ignore[call-arg]  # of BaseModule
         if not out_indices or not set(out_indices) <= set(range(4)):
-            raise ValueError(f'{type(self).__name__}: out_indices={tuple(out_indices)} for 4 '
-                             'stages; choose from 0 to 3')
+            raise ValueError(
+                f'{type(self).__name__}: out_indices={tuple(out_indices)} for 4 '
+                'stages; choose from 0 to 3'
+            )
         self.out_indices = tuple(out_indices)
         self.norm_eval = norm_eval
         self.convnet = convnet
         self.downsample = ConvMerging(in_channels, dim)
-        attn = dict(num_heads=num_heads, window_size=window_size)
-        self.stage = Stage([MixingBlock(dim, attn, drop_path=rate)
-                            for rate in np.linspace(0, drop_path_rate, num_blocks).tolist()],
-                           None, with_cp)
-        self.register_load_state_dict_post_hook(log_changes)
+        rates = np.linspace(0, drop_path_rate, num_blocks).tolist()
+        self.stage = Stage(
+            [
+                MixingBlock(
+                    dim,
+                    MixingAttention(dim, num_heads, window_size=window_size),
+                    Mlp(dim, 4 * dim),
+                    rate,
+                )
+                for rate in rates
+            ],
+            None,
+            with_cp,
+        )
+        self.record_names()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> maps of ``out_indices``, (N, C_i, ~H / 2**(i + 2), ~W / 2**(i + 2))."""
@@ -60,25 +84,32 @@ class MixingConvNet(BaseModule, FittedModule):
         return tuple(outs[i] for i in self.out_indices)
 
     def train(self, mode: bool = True) -> 'MixingConvNet':
-        """As :meth:`torch.nn.Module.train`; with ``norm_eval`` every BatchNorm stays in eval
-        mode."""
+        """Set the mode as :meth:`torch.nn.Module.train`; ``norm_eval`` keeps every BatchNorm in eval
+        mode.
+        """
         super().train(mode)
         if self.norm_eval:
             fix_statistics(self)
         return self
 
     def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Takes a checkpoint of the plain network too: its last stage and head are left out."""
+        """Accept a checkpoint of the plain network, too: leave out its last stage and head, and
+        keep the mixing blocks as they were initialized.
+        """
         names = self.convnet.state_dict()
         keys = [key for key in state_dict if key.startswith(prefix)]
-        if not any(key[len(prefix):] in names for key in keys):
+        if not any(key[len(prefix) :] in names for key in keys):
             return
         for key in keys:
             value = state_dict.pop(key)
-            if key[len(prefix):] in names:
-                state_dict[f'{prefix}convnet.{key[len(prefix):]}'] = value
+            if key[len(prefix) :] in names:
+                state_dict[f'{prefix}convnet.{key[len(prefix) :]}'] = value
             else:
                 self.changes['tensor', 'of the last stage and the classifier left out'] += 1
+        for part in ('downsample', 'stage'):
+            own = getattr(self, part).state_dict(prefix=f'{prefix}{part}.')
+            state_dict.update({key: value for key, value in own.items() if not value.is_meta})
+            self.changes['part', 'not in the checkpoint, left as initialized'] += 1
 
 
 @MODELS.register_module()
@@ -99,21 +130,53 @@ class MixingResNet(MixingConvNet):
         out_indices (Sequence[int]): Stages whose maps are returned. Default: (0, 1, 2, 3).
         norm_eval (bool): Keeps the statistics of BatchNorm fixed in training. Default: False.
         with_cp (bool): Recomputes blocks in the backward pass to save memory. Default: False.
-        init_cfg (dict or list, optional): Initialisation. A checkpoint of the plain ResNet
+        init_cfg (dict or list, optional): Initialization. A checkpoint of the plain ResNet
             (``torchvision://resnet50``) loads into the stages before the last.
         kwargs: Further arguments of mmdet's ResNet for those stages (``frozen_stages``, ...).
     """
 
-    def __init__(self, depth: int = 50, mixing_dims: int = 512, num_blocks: int = 3,
-                 num_heads: int = 32, window_size: int = 7, drop_path_rate: float = 0.,
-                 out_indices: Sequence[int] = (0, 1, 2, 3), norm_eval: bool = False,
-                 with_cp: bool = False, init_cfg: dict | list | None = None, **kwargs) -> None:
-        convnet = MODELS.build(dict(
-            dict(type='mmdet.ResNet', depth=depth, num_stages=3, strides=(1, 2, 2),
-                 dilations=(1, 1, 1), out_indices=(0, 1, 2), norm_eval=norm_eval,
-                 with_cp=with_cp), **kwargs))
-        super().__init__(convnet, convnet.inplanes, mixing_dims, num_blocks, num_heads,
-                         window_size, drop_path_rate, out_indices, norm_eval, with_cp, init_cfg)
+    def __init__(
+        self,
+        depth: int = 50,
+        mixing_dims: int = 512,
+        num_blocks: int = 3,
+        num_heads: int = 32,
+        window_size: int = 7,
+        drop_path_rate: float = 0.0,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list | None = None,
+        **kwargs: Any,
+    ) -> None:
+        convnet = MODELS.build(
+            dict(
+                dict(
+                    type='mmdet.ResNet',
+                    depth=depth,
+                    num_stages=3,
+                    strides=(1, 2, 2),
+                    dilations=(1, 1, 1),
+                    out_indices=(0, 1, 2),
+                    norm_eval=norm_eval,
+                    with_cp=with_cp,
+                ),
+                **kwargs,
+            )
+        )
+        super().__init__(
+            convnet,
+            convnet.inplanes,
+            mixing_dims,
+            num_blocks,
+            num_heads,
+            window_size,
+            drop_path_rate,
+            out_indices,
+            norm_eval,
+            with_cp,
+            init_cfg,
+        )
 
 
 @MODELS.register_module()
@@ -133,20 +196,47 @@ class MixingMobileNetV2(MixingConvNet):
             160 channels) are returned. Default: (0, 1, 2, 3).
         norm_eval (bool): Keeps the statistics of BatchNorm fixed in training. Default: False.
         with_cp (bool): Recomputes blocks in the backward pass to save memory. Default: False.
-        init_cfg (dict or list, optional): Initialisation. A checkpoint of the plain MobileNetV2
+        init_cfg (dict or list, optional): Initialization. A checkpoint of the plain MobileNetV2
             loads into the layers before the last stage.
         kwargs: Further arguments of mmdet's MobileNetV2 for those layers (``widen_factor``, ...).
     """
 
-    def __init__(self, mixing_dims: int = 160, num_blocks: int = 4, num_heads: int = 10,
-                 window_size: int = 7, drop_path_rate: float = 0.,
-                 out_indices: Sequence[int] = (0, 1, 2, 3), norm_eval: bool = False,
-                 with_cp: bool = False, init_cfg: dict | list | None = None, **kwargs) -> None:
-        convnet = MODELS.build(dict(
-            dict(type='mmdet.MobileNetV2', out_indices=(1, 2, 4), norm_eval=norm_eval,
-                 with_cp=with_cp), **kwargs))
+    def __init__(
+        self,
+        mixing_dims: int = 160,
+        num_blocks: int = 4,
+        num_heads: int = 10,
+        window_size: int = 7,
+        drop_path_rate: float = 0.0,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list | None = None,
+        **kwargs: Any,
+    ) -> None:
+        convnet = MODELS.build(
+            dict(
+                dict(
+                    type='mmdet.MobileNetV2',
+                    out_indices=(1, 2, 4),
+                    norm_eval=norm_eval,
+                    with_cp=with_cp,
+                ),
+                **kwargs,
+            )
+        )
         while len(convnet.layers) > 5:  # those of stride 32, and the classifier's last layer
             delattr(convnet, convnet.layers.pop())
-        super().__init__(convnet, convnet.layer5[-1].linear_conv.out_channels, mixing_dims,
-                         num_blocks, num_heads, window_size, drop_path_rate, out_indices,
-                         norm_eval, with_cp, init_cfg)
+        super().__init__(
+            convnet,
+            convnet.layer5[-1].linear_conv.out_channels,
+            mixing_dims,
+            num_blocks,
+            num_heads,
+            window_size,
+            drop_path_rate,
+            out_indices,
+            norm_eval,
+            with_cp,
+            init_cfg,
+        )

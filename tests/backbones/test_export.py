@@ -1,4 +1,5 @@
 """Compiling and exporting the three families: one graph for images of every size."""
+
 from functools import cache
 
 import pytest
@@ -11,14 +12,25 @@ from focal_mm.backbones import FocalNet, FocalTransformer, MixFormer
 pytestmark = pytest.mark.stock
 
 DYNAMIC = torch.export.Dim.DYNAMIC
-ONE_STAGE = dict(arch=dict(embed_dims=32, depths=(2, )), num_heads=1, window_size=23,
-                 use_shift=True, focal_windows=3, expand_sizes=3)
+ONE_STAGE = dict(
+    arch=dict(embed_dims=32, depths=(2,)),
+    num_heads=1,
+    window_size=23,
+    use_shift=True,
+    focal_windows=3,
+    expand_sizes=3,
+)
 NETS = {
     'focalnet': lambda: FocalNet(dict(embed_dims=32, depths=(1, 1)), focal_windows=9),
     'focal': lambda: FocalTransformer(**ONE_STAGE, focal_levels=3),
     'focal_fast': lambda: FocalTransformer(**ONE_STAGE, focal_topk=40),
-    'mixformer': lambda: MixFormer(dict(embed_dims=32, depths=(1, 2)), num_heads=(1, 2),
-                                   window_size=23, use_shift=True, mlp_dwconv=True),
+    'mixformer': lambda: MixFormer(
+        dict(embed_dims=32, depths=(1, 2)),
+        num_heads=(1, 2),
+        window_size=23,
+        use_shift=True,
+        mlp_dwconv=True,
+    ),
 }
 # The map of the first has one window, those of the others one across, one down, and four.
 SIZES = (90, 92), (90, 130), (130, 90), (161, 117)
@@ -29,8 +41,11 @@ def trained(net: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     for name, value in net.state_dict().items():
         if value.is_floating_point():
-            value.add_(torch.rand_like(value) if name.endswith('running_var') else
-                       torch.randn_like(value) * 0.1)
+            value.add_(
+                torch.rand_like(value)
+                if name.endswith('running_var')
+                else torch.randn_like(value) * 0.1
+            )
     return net.eval()
 
 
@@ -43,8 +58,11 @@ def exported(name: str) -> tuple[nn.Module, torch.export.ExportedProgram]:
     """A net, and its graph made of images that are one window."""
     net = trained(NETS[name]())
     with torch.no_grad():
-        return net, torch.export.export(net, (torch.randn(2, 3, *SIZES[0]), ), dynamic_shapes=(
-            {0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC}, ))
+        return net, torch.export.export(
+            net,
+            (torch.randn(2, 3, *SIZES[0]),),
+            dynamic_shapes=({0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC},),
+        )
 
 
 @pytest.mark.parametrize('name', NETS)
@@ -76,5 +94,6 @@ def test_onnx_net_takes_every_size(name, tmp_path):
     with torch.no_grad():
         for x in images(1, 3):
             outs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-            torch.testing.assert_close(tuple(map(torch.from_numpy, outs)), net(x), rtol=0,
-                                       atol=2e-4)
+            torch.testing.assert_close(
+                tuple(map(torch.from_numpy, outs)), net(x), rtol=0, atol=2e-4
+            )

@@ -8,8 +8,10 @@ from focal_mm.backbones.mixing_convnets import MixingMobileNetV2, MixingResNet
 pytestmark = pytest.mark.stock
 
 CHANNELS = {MixingResNet: [256, 512, 1024, 512], MixingMobileNetV2: [24, 32, 96, 160]}
-PLAIN = {MixingResNet: dict(type='mmdet.ResNet', depth=50),
-         MixingMobileNetV2: dict(type='mmdet.MobileNetV2')}
+PLAIN = {
+    MixingResNet: dict(type='mmdet.ResNet', depth=50),
+    MixingMobileNetV2: dict(type='mmdet.MobileNetV2'),
+}
 both = pytest.mark.parametrize('cls', CHANNELS)
 
 
@@ -22,15 +24,9 @@ def test_maps_have_strides_4_to_32(cls):
     assert [out.shape[1:] for out in outs] == list(shapes)
 
 
-@both
-def test_out_indices_choose_the_maps(cls):
-    outs = cls(out_indices=(1, 3)).eval()(torch.zeros(1, 3, 32, 32))
-    assert [out.shape[1] for out in outs] == [CHANNELS[cls][1], CHANNELS[cls][3]]
-
-
 def test_wrong_out_indices_give_the_way_out():
     with pytest.raises(ValueError, match='MixingResNet: out_indices=.4,. .* choose from 0 to 3'):
-        MixingResNet(out_indices=(4, ))
+        MixingResNet(out_indices=(4,))
 
 
 @both
@@ -56,10 +52,3 @@ def test_norm_eval_holds_for_every_batchnorm(cls):
     norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms and not any(norm.training for norm in norms)
     assert net.stage.blocks[0].norm1.training
-
-
-@both
-def test_every_parameter_of_it_gets_a_gradient(cls):
-    net = cls().train()
-    sum(out.mean() for out in net(torch.randn(2, 3, 64, 64))).backward()
-    assert all(p.grad is not None for p in net.parameters())

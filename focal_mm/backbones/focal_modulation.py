@@ -1,0 +1,275 @@
+"""Focal modulation, section 3.2 of FocalNet (arXiv:2203.11926), and its ablations (Tables 10, 11).
+
+Equations, sections and tables below are the paper's.
+"""
+
+from typing import Any
+
+import torch
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from torch import Tensor, nn
+
+from ..kernels.depthwise import DepthwiseConv2d
+from ..kernels.dispatch import can_fuse, fused_step
+from ..kernels.gated_context import gated_context, kernels_of
+from ..kernels.linear import PatchConv2d, project, project_map, project_parts
+from ..weights.loading import FittedModule, initial_state
+from ..weights.resize import fit_gates
+
+
+class FocalModulation(FittedModule):
+    r"""Focal modulation, section 3.2 and Algorithm 1.
+
+    Each token's query is multiplied by a modulator, its surroundings gathered at L focal levels
+    (Eq. 4) and once over the whole map, each level weighed by the token's own gate (Eq. 5):
+
+    .. math:: y_i = q(x_i) \odot h\Big(\sum_{\ell=1}^{L+1} g_i^\ell \cdot z_i^\ell\Big)
+        \qquad\text{(Eq. 6)}
+
+    Args:
+        dim (int): Channels C.
+        focal_level (int): L, the number of focal levels; 0 leaves the global context alone.
+        focal_window (int): Kernel size k of the first level, odd.
+        focal_factor (int): Growth of k from level to level, even. Default: 2.
+        use_postln (bool): Norm before the output projection. Default: False.
+        normalize_modulator (bool): Divides the gathered context by L + 1. Default: False.
+        act_cfg (dict): The activation of Eq. 4. Default: GELU.
+        norm_cfg (dict): The norm of ``use_postln``. Default: LN.
+        drop (float): Dropout rate of the output. Default: 0.
+
+    Attributes:
+        keep_maps (bool): Whether the next forward keeps ``gates`` (N, H, W, L + 1) and
+            ``modulator`` (N, H, W, C), detached, on the module (Figures 3 and 4). Default: False.
+
+    Raises:
+        ValueError: For a kernel size that is even or below 1, or too few levels.
+    """
+
+    fewest_levels = 0
+
+    def __init__(
+        self,
+        dim: int,
+        focal_level: int,
+        focal_window: int,
+        focal_factor: int = 2,
+        use_postln: bool = False,
+        normalize_modulator: bool = False,
+        act_cfg: dict = dict(type='GELU'),
+        norm_cfg: dict = dict(type='LN'),
+        drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        kernels = [focal_window + focal_factor * level for level in range(focal_level)]
+        for level, kernel in enumerate(kernels, 1):
+            if kernel < 1 or kernel % 2 == 0:
+                raise ValueError(
+                    f'FocalNet: focal_windows={focal_window} with focal_factor={focal_factor} '
+                    f'makes kernel {kernel} at level {level}; kernels are odd: take an odd window '
+                    'and an even factor'
+                )
+        if focal_level < self.fewest_levels:
+            raise ValueError(
+                f'FocalNet: {type(self).__name__} has nothing to gather at '
+                f'focal_levels={focal_level}; give {self.fewest_levels} or more'
+            )
+        self.dim = dim
+        self.focal_level = focal_level
+        self.normalize_modulator = normalize_modulator
+        self.keep_maps = False
+
+        self.f = nn.Linear(dim, 2 * dim + focal_level + 1)
+        self.h = PatchConv2d(dim, dim, 1)
+        self.act = build_activation_layer(act_cfg)
+        self.focal_layers = nn.ModuleList(
+            nn.Sequential(DepthwiseConv2d(dim, k), build_activation_layer(act_cfg)) for k in kernels
+        )
+        self.ln = build_norm_layer(norm_cfg, dim)[1] if use_postln else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        query, context, gates = project_parts(self.f, x, (self.dim, self.dim, self.focal_level + 1))
+        context = self.gather(context.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2))
+        modulator = project_map(self.h, context)
+        if self.keep_maps:
+            self.gates, self.modulator = gates.detach(), modulator.detach()
+        return self.proj_drop(project(self.proj, self.ln(self.modulate(query, modulator))))
+
+    def gather(self, context: Tensor, gates: Tensor) -> Tensor:
+        """Gather the context of every token: steps 1 and 2, in one kernel where both are the
+        paper's.
+
+        Args:
+            context (Tensor): z^0, shape (N, C, H, W).
+            gates (Tensor): g^1 to g^(L+1), shape (N, L + 1, H, W).
+
+        Returns:
+            Tensor: Shape (N, C, H, W).
+        """
+        kernels = kernels_of(self.focal_layers)
+        if kernels is not None and can_fuse(
+            self.contextualize, self.aggregate, (self.act, nn.GELU)
+        ):
+            context = gated_context(context, gates, *kernels)
+        else:
+            context = self.aggregate(self.contextualize(context), gates)
+        return context / (self.focal_level + 1) if self.normalize_modulator else context
+
+    @fused_step
+    def contextualize(self, context: Tensor) -> list[Tensor]:
+        """Compute the contexts of step 1, hierarchical contextualization (Eq. 4).
+
+        Args:
+            context (Tensor): z^0, shape (N, C, H, W).
+
+        Returns:
+            list[Tensor]: z^1 to z^L, shape (N, C, H, W), and z^(L+1), shape (N, C, 1, 1).
+        """
+        levels = []
+        for layer in self.focal_layers:
+            context = layer(context)
+            levels.append(context)
+        return [*levels, self.act(context.mean((2, 3), keepdim=True))]
+
+    @fused_step
+    def aggregate(self, levels: list[Tensor], gates: Tensor) -> Tensor:
+        """Sum the contexts in step 2, gated aggregation (Eq. 5).
+
+        Args:
+            levels (list[Tensor]): z^1 to z^(L+1), as :meth:`contextualize` gives them.
+            gates (Tensor): g^1 to g^(L+1), shape (N, L + 1, H, W).
+
+        Returns:
+            Tensor: Shape (N, C, H, W).
+        """
+        gated = (level * gates[:, i : i + 1] for i, level in enumerate(levels))
+        return sum(gated, start=gates.new_zeros(()))
+
+    def modulate(self, query: Tensor, modulator: Tensor) -> Tensor:
+        """Combine query and modulator (Eq. 6), both (N, H, W, C)."""
+        return query * modulator
+
+    def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Zero-pad or crop kernels, add or remove focal levels; see
+        :mod:`focal_mm.weights.resize`. An added level keeps the kernel it was initialized with.
+
+        Raises:
+            CheckpointError: If a kernel in the checkpoint is even.
+        """
+        weight = state_dict.get(f'{prefix}f.weight')
+        levels = self.focal_level
+        if weight is not None and weight.shape[1:] == (self.dim,) and len(weight) > 2 * self.dim:
+            levels = len(weight) - 2 * self.dim - 1
+        if levels != self.focal_level and levels >= 0:
+            for name in ('f.weight', 'f.bias'):
+                if prefix + name in state_dict:
+                    state_dict[prefix + name] = fit_gates(
+                        state_dict[prefix + name], self.dim, self.focal_level
+                    )
+            what = 'added, gates at zero' if self.focal_level > levels else 'removed'
+            self.changes['focal level', what] += abs(self.focal_level - levels)
+
+        own = self.focal_layers.state_dict(prefix=f'{prefix}focal_layers.')
+        if weight is not None and levels < self.focal_level:
+            own = initial_state(self.focal_layers, f'{prefix}focal_layers.', weight.device)
+        for level in range(max(levels, self.focal_level)):
+            key = f'{prefix}focal_layers.{level}.0.weight'
+            if key not in own:
+                state_dict.pop(key, None)
+            elif level >= levels:
+                state_dict.setdefault(key, own[key])
+            else:
+                self.fit_odd_kernel(state_dict, key, own[key].shape[-1])
+
+
+class AdditiveModulation(FocalModulation):
+    """Adds the modulator to the query (Table 10, additive)."""
+
+    def modulate(self, query: Tensor, modulator: Tensor) -> Tensor:
+        """Combine query and modulator, both (N, H, W, C)."""
+        return query + modulator
+
+
+class NoGlobalModulation(FocalModulation):
+    """Leaves the global context out (Table 11)."""
+
+    fewest_levels = 1
+
+    def aggregate(self, levels: list[Tensor], gates: Tensor) -> Tensor:
+        """Sum z^1 to z^L, gated."""
+        return super().aggregate(levels[:-1], gates)
+
+
+class TopOnlyModulation(FocalModulation):
+    """Takes level L alone (Table 11)."""
+
+    fewest_levels = 1
+
+    def aggregate(self, levels: list[Tensor], gates: Tensor) -> Tensor:
+        """Gate z^L."""
+        return super().aggregate(levels[-2:-1], gates[:, -2:])
+
+
+class NoGatingModulation(FocalModulation):
+    """Has gates of 1 (Table 11)."""
+
+    def gather(self, context: Tensor, gates: Tensor) -> Tensor:
+        """Gather the context of every token with equal weights."""
+        return super().gather(context, torch.ones_like(gates))
+
+
+class PoolingModulation(FocalModulation):
+    """Has average pooling in place of convolutions and activations (Table 10, pooling)."""
+
+    def __init__(
+        self, dim: int, focal_level: int, focal_window: int, focal_factor: int = 2, **kwargs: Any
+    ) -> None:
+        super().__init__(dim, focal_level, focal_window, focal_factor, **kwargs)
+        self.act = nn.Identity()
+        self.focal_layers = nn.ModuleList(
+            nn.AvgPool2d(k, 1, k // 2, count_include_pad=False)
+            for k in (focal_window + focal_factor * level for level in range(focal_level))
+        )
+
+
+class ConvNetModulation(FocalModulation):
+    """Depth-wise ConvNet, y = q(GELU(h(z^L))) (Table 10).
+
+    Query and context have linear layers of their own, ``q`` and ``f``; they are the first rows of
+    ``f`` in a checkpoint of another modulation.
+    """
+
+    def __init__(self, dim: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(dim, *args, **kwargs)
+        self.q, self.f = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.normalize_modulator = False  # nothing is summed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        context = project(self.f, x).permute(0, 3, 1, 2)
+        levels = [context, *self.contextualize(context)]
+        out = project(self.q, self.act(project_map(self.h, levels[-2])))
+        return self.proj_drop(project(self.proj, self.ln(out)))
+
+    def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Take query and context from the joint projection of another modulation."""
+        super().fit_state_dict(state_dict, prefix)
+        for name in ('weight', 'bias'):
+            joint = state_dict.get(f'{prefix}f.{name}')
+            if joint is not None and len(joint) > 2 * self.dim:
+                state_dict[f'{prefix}q.{name}'] = joint[: self.dim]
+                state_dict[f'{prefix}f.{name}'] = joint[self.dim : 2 * self.dim]
+
+
+# By the name that `FocalNet(modulation=...)` takes. One checkpoint of 'focal' serves them all.
+MODULATIONS: dict[str, type[FocalModulation]] = dict(
+    focal=FocalModulation,
+    additive=AdditiveModulation,
+    no_global=NoGlobalModulation,
+    top_only=TopOnlyModulation,
+    no_gating=NoGatingModulation,
+    pooling=PoolingModulation,
+    convnet=ConvNetModulation,
+)

@@ -1,0 +1,45 @@
+"""Folding, for inference, of norms over the batch into the layers beside them."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def require_eval(net: nn.Module, method: str) -> None:
+    """Refuse to fold a network in training mode, where statistics are those of the batch.
+
+    Raises:
+        RuntimeError: In training mode.
+    """
+    if net.training:
+        raise RuntimeError(
+            f'{type(net).__name__}.{method}: the network is in training mode; call eval() first'
+        )
+
+
+def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return the factor and the addend, a channel, of a BatchNorm in eval mode."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+@torch.no_grad()
+def fold_before(layers: nn.Sequential, index: int = 0) -> None:
+    """Fold the norm that follows a convolution of a sequence into it, and leave an identity."""
+    layer, norm = layers[index], layers[index + 1]
+    assert isinstance(layer, nn.Conv2d) and layer.bias is not None and isinstance(norm, _BatchNorm)
+    scale, shift = affine(norm)
+    layer.weight.mul_(scale.view(-1, 1, 1, 1))
+    layer.bias.mul_(scale).add_(shift)
+    layers[index + 1] = nn.Identity()
+
+
+@torch.no_grad()
+def fold_after(norm: _BatchNorm, layer: nn.Linear | nn.Conv2d) -> None:
+    """Fold the norm of a layer's last inputs into the layer; a convolution must not pad."""
+    assert layer.bias is not None
+    scale, shift = affine(norm)
+    weight = layer.weight[:, -len(scale) :].view(len(layer.weight), len(scale), -1)
+    layer.bias.add_(weight.sum(-1) @ shift)
+    weight.mul_(scale[:, None])

@@ -1,0 +1,271 @@
+"""Window attention mixed with depth-wise convolution, MIX of MixFormer (arXiv:2204.02557)."""
+
+from typing import Any
+
+import torch
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..kernels.linear import PatchConv2d, project
+from ..kernels.window_attention import window_attention
+from ..kernels.window_plans import Windows
+from ..weights.loading import FittedModule
+from ..weights.resize import fit_position_bias
+from .base import relative_index
+from .folding import fold_after, fold_before
+
+
+class ChannelInteraction(nn.Sequential):
+    """Channel interaction (Figure 2): 1x1 convolution, BatchNorm, activation, 1x1 convolution of
+    the globally pooled map.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, 1, 1) -> (N, C', 1, 1)."""
+        for layer in self:
+            # A lone image has no variance over the batch: the running statistics stand in for it.
+            alone = isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm)
+            if alone and layer.training and len(x) == 1:
+                layer.eval()
+                x = layer(x)
+                layer.train()
+            else:
+                x = layer(x)
+        return x
+
+
+class WindowAttentionBlock(FittedModule):
+    """Base of the parallel and the successive design: window attention, a depth-wise convolution
+    and the output projection.
+
+    Args:
+        dim (int): Channels C.
+        attn_dim (int): Channels of the attention; the heads divide them.
+        num_heads (int): Attention heads.
+        window_size (int): Side of an attention window. Default: 7.
+        dwconv_kernel_size (int): Kernel size of the convolution, odd (Table 8). Default: 3.
+        qkv_bias (bool): Bias in the projection to query, key and value. Default: True.
+        shift_size (int): By how much the attention windows are shifted, as in Swin (Table 9). The
+            convolution needs no shift. Default: 0.
+        attn_drop (float): Dropout rate of the attention weights. Default: 0.
+        drop (float): Dropout rate of the output. Default: 0.
+        act_cfg (dict): Activation. Default: GELU.
+        norm_cfg (dict): Norms over channels; those over the batch are BN. Default: LN.
+
+    Raises:
+        ValueError: If the channels are odd, too few or not divided by the heads, or the kernel is
+            even.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attn_dim: int,
+        num_heads: int,
+        window_size: int = 7,
+        dwconv_kernel_size: int = 3,
+        qkv_bias: bool = True,
+        shift_size: int = 0,
+        attn_drop: float = 0.0,
+        drop: float = 0.0,
+        act_cfg: dict = dict(type='GELU'),
+        norm_cfg: dict = dict(type='LN'),
+    ) -> None:
+        super().__init__()
+        if dim < 16 or dim % 2:
+            raise ValueError(
+                f'mixing block of {dim} channels (embed_dims): give 16 or more, and an even number'
+            )
+        if attn_dim % num_heads:
+            raise ValueError(
+                f'mixing block of {dim} channels: num_heads={num_heads} does not '
+                f'divide the {attn_dim} of the attention; give a divisor'
+            )
+        if window_size < 1:
+            raise ValueError(f'mixing block: window_size={window_size}; give 1 or more (7)')
+        if dwconv_kernel_size < 1 or dwconv_kernel_size % 2 == 0:
+            raise ValueError(
+                f'mixing block: dwconv_kernel_size={dwconv_kernel_size}; give an odd one, 1, 3 or 5'
+            )
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.shift_size = shift_size
+        self.attn_drop = attn_drop
+
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * window_size - 1) ** 2, num_heads)
+        )
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.qkv = nn.Linear(attn_dim, 3 * attn_dim, bias=qkv_bias)
+        self.attn_norm = build_norm_layer(norm_cfg, attn_dim)[1]
+        self.dwconv3x3 = nn.Sequential(
+            nn.Conv2d(dim, dim, dwconv_kernel_size, padding=dwconv_kernel_size // 2, groups=dim),
+            nn.BatchNorm2d(dim),
+            build_activation_layer(act_cfg),
+        )
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Attend within each window: (N, H, W, C) -> (N, H, W, C)."""
+        height, width = x.shape[1:3]
+        size, shift = self.window_size, None
+        if self.shift_size:
+            # Along a side of one window there is nothing that a shift could connect.
+            shift = (self.shift_size * (1 - size // height), self.shift_size * (1 - size // width))
+        windows = Windows(height, width, size, shift)
+        dropout = self.attn_drop if self.training else 0.0
+        qkv = project(self.qkv, x).flatten(1, 2)
+        return window_attention(qkv, windows, self.position_bias(), self.num_heads, dropout)
+
+    def position_bias(self) -> Tensor:
+        """Return the bias of each query and key of a window: shape (num_heads, window_size^2,
+        window_size^2).
+        """
+        table = self.relative_position_bias_table
+        index = relative_index(self.window_size, self.window_size, table.device)
+        return table[index].permute(2, 0, 1)
+
+    def fold_norms(self) -> None:
+        """See :meth:`MixFormer.fold_norms`."""
+        fold_before(self.dwconv3x3)
+
+    def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Interpolate the position bias of another window size, zero-pad or crop another
+        depth-wise kernel.
+
+        Raises:
+            CheckpointError: If the kernel in the checkpoint is even.
+            ValueError: If the position bias is not that of a square window.
+        """
+        state_dict.pop(f'{prefix}relative_position_index', None)  # follows from the window size
+        key, ours = f'{prefix}relative_position_bias_table', len(self.relative_position_bias_table)
+        if key in state_dict and len(state_dict[key]) != ours:
+            theirs = state_dict[key]
+            state_dict[key] = fit_position_bias(theirs.t(), ours).t().contiguous()
+            self.changes['window bias table', f'interpolated {len(theirs)} -> {ours} offsets'] += 1
+
+        size = self.dwconv3x3.get_parameter('0.weight').shape[-1]
+        self.fit_odd_kernel(state_dict, f'{prefix}dwconv3x3.0.weight', size)
+
+
+class MixingAttention(WindowAttentionBlock):
+    """Window attention and depth-wise convolution side by side, MIX of Eq. 1 (Figures 1 and 2).
+
+    The attention has half of the channels, and so has the convolution once it is projected. The
+    pooled convolution scales the channels of the values (channel interaction), the attention
+    scales the places of the convolution (spatial interaction).
+
+    Args:
+        dim (int): Channels C.
+        num_heads (int): Attention heads; a divisor of C / 2.
+        channel_interaction (bool): From the convolution to the attention (Table 7). Default: True.
+        spatial_interaction (bool): From the attention to the convolution (Table 7). Default: True.
+        act_cfg (dict): Activations. Default: GELU.
+        norm_cfg (dict): Norms over channels; those over the batch are BN. Default: LN.
+        kwargs: Further arguments of :class:`WindowAttentionBlock`.
+
+    Raises:
+        ValueError: As :class:`WindowAttentionBlock`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        channel_interaction: bool = True,
+        spatial_interaction: bool = True,
+        act_cfg: dict = dict(type='GELU'),
+        norm_cfg: dict = dict(type='LN'),
+        **kwargs: Any,
+    ) -> None:
+        half = dim // 2
+        super().__init__(dim, half, num_heads, act_cfg=act_cfg, norm_cfg=norm_cfg, **kwargs)
+        self.proj_attn = nn.Linear(dim, half)
+        self.proj_attn_norm = build_norm_layer(norm_cfg, half)[1]
+        self.proj_cnn = nn.Linear(dim, dim)
+        self.proj_cnn_norm = build_norm_layer(norm_cfg, dim)[1]
+        # In this order no tool fuses the norm, which follows the spatial interaction, with the
+        # projection.
+        self.conv_norm: nn.Module = nn.BatchNorm2d(half)
+        self.projection = PatchConv2d(dim, half, 1)
+        self.channel_interaction = self.spatial_interaction = None
+        if channel_interaction:
+            self.channel_interaction = ChannelInteraction(
+                PatchConv2d(dim, dim // 8, 1),
+                nn.BatchNorm2d(dim // 8),
+                build_activation_layer(act_cfg),
+                PatchConv2d(dim // 8, half, 1),
+            )
+        if spatial_interaction:
+            self.spatial_interaction = nn.Sequential(
+                PatchConv2d(half, dim // 16, 1),
+                nn.BatchNorm2d(dim // 16),
+                build_activation_layer(act_cfg),
+                PatchConv2d(dim // 16, 1, 1),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C), H and W multiples of the window -> (N, H, W, C)."""
+        conv = self.proj_cnn_norm(project(self.proj_cnn, x))
+        conv = self.dwconv3x3(conv.permute(0, 3, 1, 2))
+        attn = self.attend(self.proj_attn_norm(project(self.proj_attn, x)))
+        if self.channel_interaction is not None:
+            # Attention is linear in its values, so that the output is scaled in their place.
+            scale = self.channel_interaction(conv.mean((2, 3), keepdim=True)).sigmoid()
+            attn = attn * scale.permute(0, 2, 3, 1)
+        conv = self.projection(conv)
+        if self.spatial_interaction is not None:
+            conv = conv * self.spatial_interaction(attn.permute(0, 3, 1, 2)).sigmoid()
+        conv = self.conv_norm(conv).permute(0, 2, 3, 1)
+        return self.proj_drop(project(self.proj, torch.cat((self.attn_norm(attn), conv), -1)))
+
+    def fold_norms(self) -> None:
+        """See :meth:`MixFormer.fold_norms`."""
+        super().fold_norms()
+        for branch in (self.channel_interaction, self.spatial_interaction):
+            if branch is not None:
+                fold_before(branch)
+        # Between the projection and its norm there may be the spatial interaction.
+        assert isinstance(self.conv_norm, _BatchNorm)
+        fold_after(self.conv_norm, self.proj)
+        self.conv_norm = nn.Identity()
+
+
+class SuccessiveAttention(WindowAttentionBlock):
+    """Attention of all channels and the depth-wise convolution after it, the first row of Table 7.
+
+    The paper does not spell it out; built like this, it costs what the parallel design costs to a
+    tenth.
+
+    Args:
+        dim (int): Channels C.
+        num_heads (int): Attention heads; a divisor of C.
+        channel_interaction (bool): False; there are no parallel branches that could interact.
+        spatial_interaction (bool): False, for the same reason.
+        kwargs: Further arguments of :class:`WindowAttentionBlock`.
+
+    Raises:
+        ValueError: If interactions are asked for, or as :class:`WindowAttentionBlock`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        channel_interaction: bool = False,
+        spatial_interaction: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if channel_interaction or spatial_interaction:
+            raise ValueError(
+                'mixing block: the interactions are between parallel branches; with parallel=False '
+                'give channel_interaction=False and spatial_interaction=False'
+            )
+        super().__init__(dim, dim, num_heads, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C), H and W multiples of the window -> (N, H, W, C)."""
+        attn = self.attn_norm(self.attend(x)).permute(0, 3, 1, 2)
+        return self.proj_drop(project(self.proj, self.dwconv3x3(attn).permute(0, 2, 3, 1)))
