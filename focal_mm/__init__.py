@@ -1,25 +1,34 @@
-"""The focal family of backbones for mmdet 3, mmseg 1 and mmpretrain 1.
+"""FocalNet, Focal Transformer and MixFormer as backbones for mmdet 3, mmseg 1 and mmpretrain 1.
 
-``import focal_mm``, or ``custom_imports = dict(imports=['focal_mm'])`` in a config, registers
-everything. The order below is meant: mmcv's ops must be there before anything imports mmdet's
-models, and whatever needs the stack comes after the check that there is one.
+``import focal_mm``, or ``custom_imports = dict(imports=['focal_mm'])`` in a config, changes the
+following in the process:
+
+- mmengine's registry ``MODELS`` builds the backbones ``FocalNet``, ``FocalTransformer``,
+  ``MixFormer``, ``MixingResNet`` and ``MixingMobileNetV2`` from every scope, and the classes of
+  :mod:`focal_mm.heads`: ``TokenClsHead``, ``BiFPN``, ``RepPointsV2Head``, ``SeparateFocalLoss``.
+- Where mmcv has no compiled ops, ``mmcv._ext`` is :mod:`focal_mm.compat.mmcv_ops`.
+- Where they are not installed, ``panopticapi`` and ``xtcocotools`` are the modules of these names
+  in :mod:`focal_mm.compat`.
+- mmengine's ``CheckpointLoader`` takes ``focal://NAME``, and reads files and addresses without
+  running code that they contain.
+- mmengine's ``Config.fromfile``, ``_base_`` and ``hub.get_config`` take ``focal_mm::PATH``, and
+  ``Config.fromfile`` also ``mmdet::PATH`` and the like.
+
+mmdet, mmseg, mmpretrain, mmcv.ops and torchvision are not imported.
 """
-from . import stack
 
-stack.check()
+from . import compat
+from .compat import versions
 
-from . import keypoints, ops, panoptic  # noqa: E402
+# The rest imports mmengine and mmcv, and mmcv's ops must be there before mmdet's models.
+versions.require_stack()
+compat.install()
 
-ops.install()
-panoptic.install()
-keypoints.install()
-stack.register_configs()
+from . import backbones, config, heads, weights  # noqa: E402
 
-from . import backbones, weights  # noqa: E402
-
+config.register_configs()
+heads.register()
 weights.register()
-stack.register_on_demand('focal_mm.classifier', 'TokenClsHead')
-stack.register_on_demand('focal_mm.reppoints_v2', 'BiFPN', 'RepPointsV2Head', 'SeparateFocalLoss')
 
 __version__ = '0.1.0'
-__all__ = ['backbones', 'ops', 'weights']
+__all__ = ['backbones', 'config', 'heads', 'weights']

@@ -1,4 +1,5 @@
-"""Where the package keeps what it downloads or draws."""
+"""Cache folder of the package, and files that appear only when they are complete."""
+
 import os
 import uuid
 from collections.abc import Iterator
@@ -7,14 +8,17 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """``$FOCAL_MM_CACHE``, ``$XDG_CACHE_HOME/focal_mm`` or ``~/.cache/focal_mm``."""
+    """Return ``$FOCAL_MM_CACHE``, ``$XDG_CACHE_HOME/focal_mm`` or ``~/.cache/focal_mm``."""
     default = Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')) / 'focal_mm'
     return Path(os.environ.get('FOCAL_MM_CACHE', default)).expanduser()
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A new file to write to: it becomes ``path`` once it is whole, and is gone if it fails."""
+    """Give a temporary path to write to; the file is moved to ``path`` afterwards.
+
+    If the block raises an error, the file is deleted, and ``path`` is not changed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.{uuid.uuid4().hex}.part')
     try:

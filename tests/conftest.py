@@ -1,5 +1,6 @@
 """What all tests share, the golden cases among it: outputs of the official implementations for
 weights that follow from their names."""
+
 import json
 import os
 import random
@@ -21,8 +22,9 @@ import filler  # noqa: E402
 import focal_mm  # noqa: E402, F401  before any test module imports mmcv.ops
 
 # Tests that run at once share the processors.
-torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(
-    os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))))
+torch.set_num_threads(
+    max(1, (os.cpu_count() or 1) // int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1')))
+)
 
 ARGUMENTS = dict(embed_dim='embed_dims', focal_topK='focal_topk')
 OMITTED = ('num_classes', 'drop_path_rate', 'img_size', 'use_layerscale')
@@ -47,6 +49,7 @@ def cache_of_the_run(tmp_path_factory) -> None:
 @dataclass
 class Golden:
     """One case; ``arguments`` are those of our backbone."""
+
     arguments: dict
     checkpoint: dict[str, Tensor]
     image: Tensor
@@ -55,9 +58,11 @@ class Golden:
 
     def worst(self, maps: tuple[Tensor, ...]) -> float:
         """Largest absolute difference to the official maps, of which every 8th channel is kept."""
-        assert [list(m.shape) for m in maps] == self.shapes[:len(maps)]
-        return max(float(np.abs(ours.numpy()[:, ::8] - theirs).max())
-                   for ours, theirs in zip(maps, self.outputs))
+        assert [list(m.shape) for m in maps] == self.shapes[: len(maps)]
+        return max(
+            float(np.abs(ours.numpy()[:, ::8] - theirs).max())
+            for ours, theirs in zip(maps, self.outputs)
+        )
 
 
 @pytest.fixture
@@ -70,11 +75,17 @@ def golden():
         if case['model'].get('use_layerscale'):
             arguments['layer_scale_init_value'] = 1e-4
         arguments['out_norm'] = 'norm0.weight' in case['checkpoint']
-        checkpoint = {name: torch.from_numpy(np.ascontiguousarray(value))
-                      for name, value in filler.state_dict(case['checkpoint']).items()}
+        checkpoint = {
+            name: torch.from_numpy(np.ascontiguousarray(value))
+            for name, value in filler.state_dict(case['checkpoint']).items()
+        }
         saved = np.load(GOLDEN / f'{name}.npz')
-        return Golden(arguments, checkpoint,
-                      torch.from_numpy(filler.image(name, case['input_shape'])), case['outputs'],
-                      [saved[f'out{i}'] for i in range(len(case['outputs']))])
+        return Golden(
+            arguments,
+            checkpoint,
+            torch.from_numpy(filler.image(name, case['input_shape'])),
+            case['outputs'],
+            [saved[f'out{i}'] for i in range(len(case['outputs']))],
+        )
 
     return load

@@ -15,29 +15,34 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
+from focal_mm.config import datasets_of, dicts
 from focal_mm.datasets import use_mini
-from focal_mm.datasets.mini import datasets_of, dicts
 from focal_mm.weights import ZOO
 
 pytestmark = pytest.mark.stock
 ROOT = Path(__file__).parents[1]
-ALL_CONFIGS = sorted(p.relative_to(ROOT / 'configs').as_posix()
-                     for p in (ROOT / 'configs').glob('[!_]*/*.py'))
+ALL_CONFIGS = sorted(
+    p.relative_to(ROOT / 'configs').as_posix() for p in (ROOT / 'configs').glob('[!_]*/*.py')
+)
 CONFIGS = [name for name in ALL_CONFIGS if not name.startswith('keypoint/')]  # test_keypoints.py
 TABLES = json.loads((Path(__file__).parent / 'data' / 'tables.json').read_text())
-ROWS = {(row.get('method', 'imagenet'), row['backbone']): row
-        for table in ('detection', 'segmentation', 'classification') for row in TABLES[table]}
+ROWS = {
+    (row.get('method', 'imagenet'), row['backbone']): row
+    for table in ('detection', 'segmentation', 'classification')
+    for row in TABLES[table]
+}
 CLASSIFIERS, SEGMENTORS, MASK2FORMERS = (
     [name for name in CONFIGS if name.startswith(f'{folder}/')]
-    for folder in ('imagenet', 'upernet', 'mask2former'))
+    for folder in ('imagenet', 'upernet', 'mask2former')
+)
 METRICS = {'Top 1 Accuracy': 'top1'}  # model-index's name, and the tables'
 DETECTORS = sorted(set(CONFIGS) - set(CLASSIFIERS) - set(SEGMENTORS) - set(MASK2FORMERS))
 FOCALNETS, FOCAL_TRANSFORMERS, MIXFORMERS = (
     [name for name in CONFIGS if f'/{family}_' in name and name not in CLASSIFIERS]
-    for family in ('focalnet', 'focal', 'mixformer'))
+    for family in ('focalnet', 'focal', 'mixformer')
+)
 OWN_SCALES = ['dyhead/focal_l_2x.py', 'htc/focal_l_3x.py', 'lvis/mixformer_b4_1x.py']
-ONE_SCALE = [name for name in DETECTORS
-             if '_1x' in name and name not in FOCALNETS + OWN_SCALES]
+ONE_SCALE = [name for name in DETECTORS if '_1x' in name and name not in FOCALNETS + OWN_SCALES]
 
 
 @cache
@@ -90,13 +95,18 @@ def test_optimizer_is_the_papers(name):
     wrapper = load(name).optim_wrapper
     if name.startswith('sparse_rcnn/'):
         assert wrapper == dict(
-            type='OptimWrapper', optimizer=dict(type='AdamW', lr=2.5e-5, weight_decay=1e-4),
-            clip_grad=dict(max_norm=1, norm_type=2))
+            type='OptimWrapper',
+            optimizer=dict(type='AdamW', lr=2.5e-5, weight_decay=1e-4),
+            clip_grad=dict(max_norm=1, norm_type=2),
+        )
     else:
         assert wrapper.type == 'AmpOptimWrapper'
         assert wrapper.optimizer == dict(
-            type='AdamW', lr=5e-5 if name.startswith('dyhead/') else 1e-4, betas=(0.9, 0.999),
-            weight_decay=0.1 if name.startswith('htc/') else 0.05)
+            type='AdamW',
+            lr=5e-5 if name.startswith('dyhead/') else 1e-4,
+            betas=(0.9, 0.999),
+            weight_decay=0.1 if name.startswith('htc/') else 0.05,
+        )
 
 
 @pytest.mark.parametrize('name', DETECTORS)
@@ -106,7 +116,8 @@ def test_schedule_is_the_papers(name):
     assert cfg.auto_scale_lr.base_batch_size == 16 == 8 * cfg.train_dataloader.batch_size
     assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == epochs
     assert cfg.param_scheduler[0] == dict(
-        type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500)
+        type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500
+    )
     assert cfg.param_scheduler[1].milestones == milestones
 
 
@@ -115,11 +126,13 @@ def test_segmentor_is_trained_as_swin(name):
     """What the three papers say of UPerNet, and FocalNet's official configs."""
     cfg = load(name)
     assert cfg.optim_wrapper.optimizer == dict(
-        type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01)
-    assert 16 == 8 * cfg.train_dataloader.batch_size and cfg.train_cfg.max_iters == 160000
+        type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01
+    )
+    assert 8 * cfg.train_dataloader.batch_size == 16 and cfg.train_cfg.max_iters == 160000
     assert cfg.param_scheduler == [
         dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-        dict(type='PolyLR', eta_min=0, power=1, by_epoch=False, begin=1500, end=160000)]
+        dict(type='PolyLR', eta_min=0, power=1, by_epoch=False, begin=1500, end=160000),
+    ]
     side = ROWS[parts(name)[:2]]['crop']
     assert cfg.crop_size == (side, side) == tuple(cfg.model.data_preprocessor.size)
     assert cfg.model.auxiliary_head.loss_decode.loss_weight == 0.4
@@ -135,7 +148,8 @@ def test_mask2former_is_trained_as_with_swin(name):
     assert head.num_queries == (200 if 'panoptic' in name else 100)
     assert cfg.optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult == 0.1
     assert cfg.optim_wrapper.optimizer == dict(
-        type='AdamW', lr=1e-4, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999))
+        type='AdamW', lr=1e-4, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999)
+    )
     batch = cfg.train_dataloader.batch_size * (16 if 'panoptic' in name else 8)
     assert batch == cfg.auto_scale_lr.base_batch_size == 16
     if 'ade20k' in name:
@@ -161,8 +175,7 @@ def test_focal_transformer_is_the_papers(name):
     """Section 4.2."""
     backbone, (_, row, _) = load(name).model.backbone, parts(name)
     assert tuple(backbone.focal_windows) == (15, 13, 9, 7)
-    assert backbone.drop_path_rate == dict(t=0.2, s=0.3, b=0.5, l=0.5)[
-        row.removeprefix('focal_')]
+    assert backbone.drop_path_rate == dict(t=0.2, s=0.3, b=0.5, l=0.5)[row.removeprefix('focal_')]
 
 
 @pytest.mark.parametrize('name', MIXFORMERS)
@@ -199,7 +212,9 @@ def test_classifier_is_trained_as_swin_or_as_in_paddleclas(name):
     assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == (5 if fine_tuning else 20)
     assert cfg.optim_wrapper.get('clip_grad') == (None if mixformer else dict(max_norm=5.0))
     assert [dict(augment) for augment in cfg.model.train_cfg.augments] == [
-        dict(type='Mixup', alpha=0.2 if mixformer else 0.8), dict(type='CutMix', alpha=1.0)]
+        dict(type='Mixup', alpha=0.2 if mixformer else 0.8),
+        dict(type='CutMix', alpha=1.0),
+    ]
     assert ('init_cfg' in cfg.model.backbone) == fine_tuning
 
 
@@ -218,32 +233,52 @@ def test_only_focal_transformer_erases_nothing(name):
     assert ('RandomErasing' in steps) == ('/focal_' not in name)
 
 
-@pytest.mark.parametrize('name', ['imagenet/focalnet_t.py', 'imagenet/focal_t.py',
-                                  'mask_rcnn/focalnet_t_1x.py', 'mask_rcnn/focal_t_1x.py',
-                                  'mask_rcnn/mixformer_b1_1x.py', 'upernet/focal_t.py',
-                                  'reppoints/focal_t_3x.py', 'dyhead/focal_l_2x.py',
-                                  'htc/focal_l_3x.py', *MASK2FORMERS])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'imagenet/focalnet_t.py',
+        'imagenet/focal_t.py',
+        'mask_rcnn/focalnet_t_1x.py',
+        'mask_rcnn/focal_t_1x.py',
+        'mask_rcnn/mixformer_b1_1x.py',
+        'upernet/focal_t.py',
+        'reppoints/focal_t_3x.py',
+        'dyhead/focal_l_2x.py',
+        'htc/focal_l_3x.py',
+        *MASK2FORMERS,
+    ],
+)
 def test_norms_and_position_biases_do_not_decay(name):
     cfg = load(name)
     model = build(cfg)
     wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
-    decays = {id(group['params'][0]): group['weight_decay']
-              for group in wrapper.optimizer.param_groups}
-    norms = {id(parameter) for module in model.modules()
-             if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm))
-             for parameter in module.parameters()}
+    decays = {
+        id(group['params'][0]): group['weight_decay'] for group in wrapper.optimizer.param_groups
+    }
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm))
+        for parameter in module.parameters()
+    }
     decay = cfg.optim_wrapper.optimizer.weight_decay
     tables = 'relative_position_bias_table|query_embed|query_feat|level_embed'
     for key, parameter in model.named_parameters():
-        free = (id(parameter) in norms or re.search(tables, key)
-                or name in CLASSIFIERS and parameter.ndim == 1)
+        free = (
+            id(parameter) in norms
+            or re.search(tables, key)
+            or (name in CLASSIFIERS and parameter.ndim == 1)
+        )
         assert decays[id(parameter)] == (0 if free else decay), key
 
 
 def test_cascade_refines_boxes_as_in_the_official_config():
     heads = load('cascade/focalnet_t_3x.py').model.roi_head.bbox_head
     assert [head.bbox_coder.target_stds for head in heads] == [
-        [0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
+        [0.1, 0.1, 0.2, 0.2],
+        [0.05, 0.05, 0.1, 0.1],
+        [0.033, 0.033, 0.067, 0.067],
+    ]
 
 
 @pytest.mark.parametrize('name', ONE_SCALE)
@@ -251,7 +286,8 @@ def test_training_images_have_one_scale(name):
     """Focal Transformer paper and MixFormer paper, section 4.2."""
     pipeline = load(name).train_dataloader.dataset.pipeline
     assert [step for step in pipeline if 'Resize' in step.type] == [
-        dict(type='Resize', scale=(1333, 800), keep_ratio=True)]
+        dict(type='Resize', scale=(1333, 800), keep_ratio=True)
+    ]
 
 
 @pytest.mark.parametrize('name', sorted({*DETECTORS} - {*ONE_SCALE, *OWN_SCALES}))
@@ -271,28 +307,30 @@ def test_takes_a_step_of_training_and_testing(name):
     model = MODELS.build(cfg.model)
     model.init_weights()
     wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
-    train, val = (DATASETS.build(loader.dataset)
-                  for loader in (cfg.train_dataloader, cfg.val_dataloader))
+    train, val = (
+        DATASETS.build(loader.dataset) for loader in (cfg.train_dataloader, cfg.val_dataloader)
+    )
     before = model.backbone.patch_embed.proj.weight.clone()
     losses = model.train_step(pseudo_collate([train[0], train[1]]), wrapper)
     assert losses['loss'].isfinite()
     assert not model.backbone.patch_embed.proj.weight.equal(before)
-    predicted, = model.eval().test_step(pseudo_collate([val[0]]))
+    (predicted,) = model.eval().test_step(pseudo_collate([val[0]]))
     assert {'pred_sem_seg', 'pred_instances', 'pred_panoptic_seg', 'pred_score'} & set(
-        predicted.keys())
+        predicted.keys()
+    )
 
 
 def test_dyhead_is_trained_as_by_its_authors():
-    dataset, = datasets_of(load('dyhead/focal_l_2x.py').train_dataloader)
+    (dataset,) = datasets_of(load('dyhead/focal_l_2x.py').train_dataloader)
     assert dataset.type.endswith('CocoDataset') and dataset.ann_file.endswith('train2017.json')
-    resize, = (step for step in dataset.pipeline if 'Resize' in step.type)
+    (resize,) = (step for step in dataset.pipeline if 'Resize' in step.type)
     assert resize.scale == [(2000, 480), (2000, 1200)] and resize.keep_ratio
 
 
 def test_htc_is_trained_and_tested_as_in_the_paper():
     """Focal Transformer paper, section 4.2."""
     cfg = load('htc/focal_l_3x.py')
-    resize, = (step for step in cfg.train_pipeline if 'Resize' in step.type)
+    (resize,) = (step for step in cfg.train_pipeline if 'Resize' in step.type)
     assert resize.scale == [(1600, 400), (1600, 1400)] and resize.keep_ratio
     assert cfg.model.test_cfg.rcnn.nms == dict(type='soft_nms', iou_threshold=0.5)
     assert cfg.tta_model.tta_cfg.nms.type == 'soft_nms'
@@ -305,13 +343,17 @@ def test_htc_has_instaboost_where_it_is_installed(monkeypatch, installed):
     monkeypatch.setitem(sys.modules, 'instaboostfast', package if installed else None)
     steps = Config.fromfile(ROOT / 'configs/htc/focal_l_3x.py').train_pipeline
     first = ['LoadImageFromFile', *['InstaBoost'] * installed, 'LoadAnnotations']
-    assert [step.type for step in steps][:len(first)] == first
+    assert [step.type for step in steps][: len(first)] == first
 
 
 def test_lvis_repeats_rare_classes_as_in_mmdet():
-    ours, theirs = map(Config.fromfile, (
-        ROOT / 'configs/lvis/mixformer_b4_1x.py',
-        'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py'))
+    ours, theirs = map(
+        Config.fromfile,
+        (
+            ROOT / 'configs/lvis/mixformer_b4_1x.py',
+            'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py',
+        ),
+    )
     for node in dicts(ours._cfg_dict):
         node.pop('_scope_', None)
     for key in ('train_dataloader', 'val_dataloader', 'val_evaluator'):
@@ -325,8 +367,8 @@ def test_masks_are_loaded_and_evaluated_where_there_is_a_head_for_them(name):
     cfg = load(name)
     masks = 'mask_head' in cfg.model.get('roi_head', {})
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        dataset, = datasets_of(loader)
-        load_annotations, = (step for step in dataset.pipeline if step.type == 'LoadAnnotations')
+        (dataset,) = datasets_of(loader)
+        (load_annotations,) = (step for step in dataset.pipeline if step.type == 'LoadAnnotations')
         assert load_annotations.get('with_mask', False) == masks
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         assert ('segm' in evaluator.metric) == masks
@@ -343,22 +385,28 @@ def test_index_gives_the_papers_figures(folder):
     index = yaml.safe_load((ROOT / 'configs' / folder / 'metafile.yml').read_text())
     for model in index['Models']:
         method, backbone, schedule = parts(model['Config'].removeprefix('configs/'))
-        results = {METRICS.get(name, name.replace(' ', '_')): value for result in model.get('Results', ())
-                   for name, value in result['Metrics'].items()}
+        results = {
+            METRICS.get(name, name.replace(' ', '_')): value
+            for result in model.get('Results', ())
+            for name, value in result['Metrics'].items()
+        }
         row = ROWS.get((method, backbone))
         if row is None:
             assert not results
             continue
         schedules = row.get('schedules', {})  # LVIS and Mask2Former have one without a name
-        figures = schedules.get(schedule, schedules.get('')) if schedules else {
-            key: row[key] for key in ('mIoU', 'mIoU_ms', 'top1') if key in row}
+        figures = (
+            schedules.get(schedule, schedules.get(''))
+            if schedules
+            else {key: row[key] for key in ('mIoU', 'mIoU_ms', 'top1') if key in row}
+        )
         assert results == figures
         assert model['Metadata'].get('Parameters (M)') == row.get('params_M')
         assert model['Metadata'].get('FLOPs (G)') == row.get('flops_G')
 
 
 def test_config_of_the_readme_builds(tmp_path):
-    code = re.search(r'```python\n(_base_.*?)```', (ROOT / 'README.md').read_text(), re.S)[1]
+    code = re.search(r'```python\n(_base_.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
     (tmp_path / 'mine.py').write_text(code)
     cfg = Config.fromfile(tmp_path / 'mine.py')
     init_default_scope(cfg.default_scope)

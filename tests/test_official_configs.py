@@ -9,6 +9,7 @@ and mmseg 0; here they are put into those of mmdet 3 and mmseg 1. What differs o
 - mmdet 3 always suppresses level by level and cuts the proposals once, so that of mmdet 2's
   ``nms_across_levels`` and ``nms_post`` nothing is left.
 """
+
 import json
 from copy import deepcopy
 from functools import cache
@@ -31,14 +32,16 @@ COSTS = ('cls_cost', 'reg_cost', 'iou_cost')  # in mmdet 3 a list, match_costs
 
 def merge(common: Any, own: Any) -> Any:
     if isinstance(common, dict) and isinstance(own, dict):
-        return {key: merge(common.get(key, own.get(key)), own.get(key, common.get(key)))
-                for key in (*common, *own)}
+        return {
+            key: merge(common.get(key, own.get(key)), own.get(key, common.get(key)))
+            for key in (*common, *own)
+        }
     return own
 
 
 @cache
 def official(name: str) -> dict:
-    method = name.split('/')[0]
+    method = name.split('/', maxsplit=1)[0]
     return merge(OFFICIAL['methods'][method], OFFICIAL['configs'][name]['settings'])
 
 
@@ -60,8 +63,11 @@ def translated(node: Any) -> Any:
         return [translated(child) for child in node]
     if not isinstance(node, dict):
         return node
-    node = {key: translated(value) for key, value in node.items()
-            if key not in ('nms_across_levels', 'nms_post')}
+    node = {
+        key: translated(value)
+        for key, value in node.items()
+        if key not in ('nms_across_levels', 'nms_post')
+    }
     if 'cls_cost' in node:
         node['match_costs'] = [node.pop(cost) for cost in COSTS]
     if node.get('type') == 'BBoxL1Cost':
@@ -75,11 +81,19 @@ def translated_step(step: dict) -> dict | None:
     if step['type'] == 'RandomFlip':
         return dict(type='RandomFlip', prob=step['flip_ratio' if 'flip_ratio' in step else 'prob'])
     if step['type'] == 'AutoAugment':
-        return dict(type='RandomChoice', transforms=[
-            [translated_step(child) for child in policy] for policy in step['policies']])
+        return dict(
+            type='RandomChoice',
+            transforms=[
+                [translated_step(child) for child in policy] for policy in step['policies']
+            ],
+        )
     if step['type'] == 'Resize' and 'ratio_range' in step:
-        return dict(type='RandomResize', scale=step['img_scale'], ratio_range=step['ratio_range'],
-                    keep_ratio=True)
+        return dict(
+            type='RandomResize',
+            scale=step['img_scale'],
+            ratio_range=step['ratio_range'],
+            keep_ratio=True,
+        )
     if step['type'] == 'Resize':
         return dict(type='RandomChoiceResize', scales=step['img_scale'], keep_ratio=True)
     if step['type'] in ('Normalize', 'Pad', 'DefaultFormatBundle'):
@@ -91,8 +105,19 @@ def translated_step(step: dict) -> dict | None:
     return step
 
 
-@pytest.mark.parametrize('part', ['neck', 'rpn_head', 'roi_head', 'bbox_head', 'decode_head',
-                                  'auxiliary_head', 'train_cfg', 'test_cfg'])
+@pytest.mark.parametrize(
+    'part',
+    [
+        'neck',
+        'rpn_head',
+        'roi_head',
+        'bbox_head',
+        'decode_head',
+        'auxiliary_head',
+        'train_cfg',
+        'test_cfg',
+    ],
+)
 @pytest.mark.parametrize('name', CONFIGS)
 def test_heads_and_necks_are_the_official_ones(name, part):
     assert plain(ours(name).model.get(part)) == translated(official(name)['model'].get(part))
@@ -106,7 +131,8 @@ def test_backbone_is_the_official_one(name):
         net = MODELS.build(cfg.model.backbone)
     modulations = [layer.blocks[0].modulation for layer in net.layers]
     assert dict(
-        type=cfg.model.backbone.type, embed_dim=net.patch_embed.proj.out_channels,
+        type=cfg.model.backbone.type,
+        embed_dim=net.patch_embed.proj.out_channels,
         depths=[len(layer.blocks) for layer in net.layers],
         mlp_ratio=net.layers[0].blocks[0].mlp.fc1.out_features / net.patch_embed.proj.out_channels,
         drop_rate=cfg.model.backbone.get('drop_rate', 0),
@@ -125,18 +151,32 @@ def test_backbone_is_the_official_one(name):
 def test_training_images_are_prepared_as_officially(name):
     cfg, steps = ours(name), official(name)['train_pipeline']
     wanted = [step for step in map(translated_step, steps) if step]
-    assert plain([{key: value for key, value in step.items() if key != 'backend_args'}
-                  for step in cfg.train_dataloader.dataset.pipeline]) == wanted
-    norm, pad = (next(step for step in steps if step['type'] == kind)
-                 for kind in ('Normalize', 'Pad'))
+    assert (
+        plain(
+            [
+                {key: value for key, value in step.items() if key != 'backend_args'}
+                for step in cfg.train_dataloader.dataset.pipeline
+            ]
+        )
+        == wanted
+    )
+    norm, pad = (
+        next(step for step in steps if step['type'] == kind) for kind in ('Normalize', 'Pad')
+    )
     prepared = cfg.model.data_preprocessor
     assert (prepared.mean, prepared.std, prepared.bgr_to_rgb) == (
-        norm['mean'], norm['std'], norm['to_rgb'])
+        norm['mean'],
+        norm['std'],
+        norm['to_rgb'],
+    )
     if 'size_divisor' in pad:
         assert prepared.pad_size_divisor == pad['size_divisor']
     else:
         assert [*prepared.size, prepared.pad_val, prepared.seg_pad_val] == [
-            *pad['size'], pad['pad_val'], pad['seg_pad_val']]
+            *pad['size'],
+            pad['pad_val'],
+            pad['seg_pad_val'],
+        ]
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -156,17 +196,29 @@ def test_learning_rate_and_decay_of_every_parameter_are_the_official_ones(name):
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    paramwise = [cfg.optim_wrapper.get('paramwise_cfg'),
-                 official(name)['optimizer'].get('paramwise_cfg')]
-    own, wanted = ({
-        names[id(parameter)]: (group['lr'], group['weight_decay'])
-        for group in build_optim_wrapper(model, dict(
-            type='OptimWrapper', optimizer=cfg.optim_wrapper.optimizer,
-            paramwise_cfg=keys)).optimizer.param_groups
-        for parameter in group['params']} for keys in paramwise)
-    norms = {f'{path}.{key}' for path, module in model.named_modules()
-             if isinstance(module, (nn.GroupNorm, nn.modules.batchnorm._BatchNorm))
-             for key, _ in module.named_parameters()}
+    paramwise = [
+        cfg.optim_wrapper.get('paramwise_cfg'),
+        official(name)['optimizer'].get('paramwise_cfg'),
+    ]
+    own, wanted = (
+        {
+            names[id(parameter)]: (group['lr'], group['weight_decay'])
+            for group in build_optim_wrapper(
+                model,
+                dict(
+                    type='OptimWrapper', optimizer=cfg.optim_wrapper.optimizer, paramwise_cfg=keys
+                ),
+            ).optimizer.param_groups
+            for parameter in group['params']
+        }
+        for keys in paramwise
+    )
+    norms = {
+        f'{path}.{key}'
+        for path, module in model.named_modules()
+        if isinstance(module, (nn.GroupNorm, nn.modules.batchnorm._BatchNorm))
+        for key, _ in module.named_parameters()
+    }
     wanted.update({key: (wanted[key][0], 0) for key in norms})
     assert own == wanted and len(own) == len(names)
 
@@ -182,16 +234,23 @@ def test_schedule_is_the_official_one(name):
     else:
         assert cfg.train_cfg.max_iters == decay.end == length['max_iters']
         assert (decay.type, decay.power, decay.eta_min) == (
-            'PolyLR', wanted['power'], wanted['min_lr'])
+            'PolyLR',
+            wanted['power'],
+            wanted['min_lr'],
+        )
         assert (warm_up.type, warm_up.end, warm_up.start_factor) == (
-            'LinearLR', wanted['warmup_iters'], wanted['warmup_ratio'])
+            'LinearLR',
+            wanted['warmup_iters'],
+            wanted['warmup_ratio'],
+        )
 
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if name.startswith('upernet/')])
 def test_images_are_tested_at_the_official_size(name):
     flip_aug = official(name)['test_pipeline'][1]
-    resize, = (step for step in ours(name).test_dataloader.dataset.pipeline
-               if step.type == 'Resize')
+    (resize,) = (
+        step for step in ours(name).test_dataloader.dataset.pipeline if step.type == 'Resize'
+    )
     assert list(resize.scale) == flip_aug['img_scale'] and resize.keep_ratio
 
 

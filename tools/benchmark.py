@@ -1,8 +1,13 @@
-"""Time and memory of a backbone or a whole config, beside peers that run in turn with it."""
-import torch
+"""Measure time and memory of a backbone or a whole model, in turn with other networks."""
 
-from focal_mm import benchmark
-from focal_mm.engine import ArgumentParser, one_line_errors
+from typing import cast
+
+import torch
+from torch import nn
+
+from focal_mm.cli import benchmark
+from focal_mm.cli.arguments import ArgumentParser
+from focal_mm.cli.errors import one_line_errors
 
 
 def sizes(text: str) -> tuple[int, int]:
@@ -12,40 +17,69 @@ def sizes(text: str) -> tuple[int, int]:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument('network', help="a backbone as \"FocalNet(arch='tiny_lrf')\", "
-                        'mmdet.SwinTransformer, timm.NAME, FILE.py:CLASS, or a config')
-    parser.add_argument('--peer', action='append', default=[], metavar='NETWORK',
-                        help='another one, run in turn; again for more')
-    parser.add_argument('--size', nargs='+', type=sizes, metavar='HxW',
-                        default=[(224, 224), (512, 512), (800, 1216), (1024, 2048)],
-                        help='default: 224 512 800x1216 1024x2048')
+    parser.add_argument(
+        'network',
+        help='a backbone as "FocalNet(arch=\'tiny_lrf\')", '
+        'mmdet.SwinTransformer, timm.NAME, FILE.py:CLASS, or a config',
+    )
+    parser.add_argument(
+        '--peer',
+        action='append',
+        default=[],
+        metavar='NETWORK',
+        help='network to compare with; may be repeated',
+    )
+    parser.add_argument(
+        '--size',
+        nargs='+',
+        type=sizes,
+        metavar='HxW',
+        default=[(224, 224), (512, 512), (800, 1216), (1024, 2048)],
+        help='default: 224 512 800x1216 1024x2048',
+    )
     parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--train', action='store_true', help='a training step, not a forward')
+    parser.add_argument(
+        '--train', action='store_true', help='measure a training step instead of a forward pass'
+    )
     parser.add_argument('--dtype', nargs='+', choices=list(benchmark.DTYPES), default=['fp32'])
-    parser.add_argument('--compile', action='store_true', help='torch.compile, beside eager')
-    parser.add_argument('--device', choices=['cpu', 'cuda'],
-                        default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--threads', type=int, help='of the CPU; default: as torch has them')
-    parser.add_argument('--rounds', type=int, default=5, help='timed rounds; default: 5')
-    parser.add_argument('--floor', action='store_true', help='also the time that the matrix '
-                        'products and depth-wise convolutions take alone')
-    parser.add_argument('--json', help='write all figures into this file')
-    parser.add_argument('--plot', help='draw cost against image size into this file')
+    parser.add_argument(
+        '--compile', action='store_true', help='also measure the networks with torch.compile'
+    )
+    parser.add_argument(
+        '--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu'
+    )
+    parser.add_argument(
+        '--threads', type=int, help='number of CPU threads; default: chosen by torch'
+    )
+    parser.add_argument(
+        '--rounds', type=int, default=5, help='number of timed rounds; default: %(default)s'
+    )
+    parser.add_argument(
+        '--floor',
+        action='store_true',
+        help='also measure the time that matrix products and depth-wise convolutions take alone',
+    )
+    parser.add_argument('--json', help='write all figures to this file')
+    parser.add_argument('--plot', help='draw cost against image size to this file')
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     with one_line_errors():
         nets = {name: benchmark.build(name) for name in (args.network, *args.peer)}
         if args.compile:
-            nets |= {f'compiled {name}': torch.compile(net, dynamic=True)
-                     for name, net in nets.items() if not isinstance(net, benchmark.PaddleNet)}
+            nets |= {
+                f'compiled {name}': cast(nn.Module, torch.compile(net, dynamic=True))
+                for name, net in nets.items()
+                if not isinstance(net, benchmark.PaddleNet)
+            }
         reports = []
         for dtype in args.dtype:
             for size in args.size:
                 setting = benchmark.Setting(size, args.batch, args.train, dtype, args.device)
-                steps = {name: benchmark.step_of(net, setting) for name, net in nets.items()}
+                steps = {name: benchmark.make_step(net, setting) for name, net in nets.items()}
                 report = benchmark.Report(
-                    setting, benchmark.compare(steps, args.rounds, args.device))
+                    setting, benchmark.compare(steps, args.rounds, args.device)
+                )
                 if args.floor:
                     report.floor = benchmark.floor(nets[args.network], setting)
                 print(report.table(), flush=True)

@@ -1,4 +1,5 @@
-"""Train and test the rows of a paper's table, and print them beside the paper's."""
+"""Train and test the rows of a paper's table, and print the results beside the paper's."""
+
 import shlex
 from itertools import chain
 from pathlib import Path
@@ -6,48 +7,72 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from focal_mm import reproduce, tables
-from focal_mm.engine import ArgumentParser, one_line_errors
+from focal_mm.cli import reproduce, tables
+from focal_mm.cli.arguments import ArgumentParser
+from focal_mm.cli.errors import one_line_errors
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, epilog='What was cut off goes on at the next '
-                            'call; what is done is not done again.')
+    parser = ArgumentParser(
+        description=__doc__,
+        epilog='The same command resumes an interrupted run and does not repeat completed steps.',
+    )
     parser.add_argument('table', help="as 'FocalNet, Table 5', or shorter: focalnet 5")
-    parser.add_argument('row', nargs='?', help='the name of its config, as focalnet_t_1x; '
-                        'default: all rows')
+    parser.add_argument(
+        'row', nargs='?', help='name of its config, as focalnet_t_1x; default: all rows'
+    )
     parser.add_argument('--dry-run', action='store_true', help='print the commands only')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
-    parser.add_argument('--gpus', type=int, default=max(1, torch.cuda.device_count()),
-                        help='processes, of one GPU each; default: %(default)s')
-    parser.add_argument('--work-dirs', type=Path, default=Path('work_dirs'),
-                        help='what is found and written in it; default: %(default)s')
-    parser.add_argument('--mini', action='store_true', help='try it on the mini datasets')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-                        help='settings for training and testing')
+    parser.add_argument(
+        '--gpus',
+        type=int,
+        default=max(1, torch.cuda.device_count()),
+        help='number of processes, with one GPU each; default: %(default)s',
+    )
+    parser.add_argument(
+        '--work-dirs',
+        type=Path,
+        default=Path('work_dirs'),
+        help='folder of the runs; default: %(default)s',
+    )
+    parser.add_argument('--mini', action='store_true', help='train and test on the mini datasets')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='settings for training and testing',
+    )
     args = parser.parse_args()
     options = ['--mini'] if args.mini else []
     if args.cfg_options:
         options += ['--cfg-options', *args.cfg_options]
     with one_line_errors():
-        rows = [row for row in tables.find(args.table)
-                if args.row in (None, row.config, row.path.stem)]
+        rows = [
+            row
+            for row in tables.select_rows(args.table)
+            if args.row in (None, row.config, row.path.stem)
+        ]
         if not rows:
-            known = ', '.join(row.path.stem for row in tables.find(args.table))
+            known = ', '.join(row.path.stem for row in tables.select_rows(args.table))
             parser.error(f'{args.row}: no such row; {args.table} has {known}')
-        plans = {row: reproduce.plan(row, args.work_dirs / row.config, args.launcher, args.gpus,
-                                     options) for row in rows}
+        plans = {
+            row: reproduce.plan(row, args.work_dirs / row.config, args.launcher, args.gpus, options)
+            for row in rows
+        }
         if args.dry_run:
             for step in chain.from_iterable(plans.values()):
                 print(shlex.join(step.command), *['# done'] * step.done)
             return
         memory = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
-        for row in rows:  # all of them, before the first one takes days
-            reproduce.check(row, reproduce.load(row, args.work_dirs / row.config, options), memory)
+        for row in rows:  # all of them first, because training takes days
+            cfg = reproduce.load_row_config(row, args.work_dirs / row.config, options)
+            reproduce.require_resources(row, cfg, memory)
         for steps in plans.values():
-            reproduce.run(steps)
-        costs = {row: tables.measure(Config.fromfile(row.path)) for row in rows}
-        print(tables.render(costs, {row: tables.ours(row, args.work_dirs) for row in rows}), end='')
+            reproduce.run_steps(steps)
+        costs = {row: tables.count_cost(Config.fromfile(row.path)) for row in rows}
+        metrics = {row: tables.measured_metrics(row, args.work_dirs) for row in rows}
+        print(tables.render(costs, metrics), end='')
 
 
 if __name__ == '__main__':

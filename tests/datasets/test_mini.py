@@ -3,8 +3,8 @@ import copy
 import pytest
 from mmengine.config import Config
 
+from focal_mm.config import datasets_of, dicts
 from focal_mm.datasets import from_scratch, use_mini
-from focal_mm.datasets.mini import datasets_of, dicts
 
 pytestmark = pytest.mark.stock
 
@@ -64,6 +64,7 @@ def test_keeps_pipelines_losses_and_wrappers(pair):
 
 def test_every_dataset_can_be_built(pair):
     from mmengine.registry import DATASETS, init_default_scope
+
     _, mini = pair
     init_default_scope(mini.default_scope)
     classes = 4 if mini.default_scope == 'mmseg' or is_panoptic(mini) else 3
@@ -104,8 +105,11 @@ def test_schedule_ends_with_the_training(pair):
     assert iterations <= 200
     for scheduler in dicts(mini.param_scheduler):
         assert not scheduler.by_epoch
-        moments = [scheduler.get('begin', 0), *scheduler.get('milestones', []),
-                   scheduler.get('end', iterations)]
+        moments = [
+            scheduler.get('begin', 0),
+            *scheduler.get('milestones', []),
+            scheduler.get('end', iterations),
+        ]
         assert moments == sorted(moments) and moments[-1] <= iterations
 
 
@@ -154,8 +158,10 @@ def test_no_data_for_a_task_is_an_error():
 
 
 def test_panoptic_segmentation_is_evaluated_as_the_config_asks():
-    heads = [('focal_mm::mask2former/focalnet_l_panoptic.py', ['CocoPanopticMetric', 'CocoMetric']),
-             ('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', ['CocoPanopticMetric'])]
+    heads = [
+        ('focal_mm::mask2former/focalnet_l_panoptic.py', ['CocoPanopticMetric', 'CocoMetric']),
+        ('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', ['CocoPanopticMetric']),
+    ]
     for name, metrics in heads:
         mini = use_mini(Config.fromfile(name))
         assert steps(mini.val_evaluator) == steps(mini.test_evaluator) == metrics
@@ -169,7 +175,7 @@ def test_from_scratch_changes_only_the_start(mask_rcnn):
     assert scratch.to_dict() == mask_rcnn.to_dict()
 
 
-def test_from_scratch_keeps_other_initialisations():
+def test_from_scratch_keeps_other_initializations():
     cfg = Config.fromfile('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     cfg.model.neck.init_cfg = dict(type='Xavier', layer='Conv2d')
     assert from_scratch(cfg).model.neck.init_cfg.type == 'Xavier'
@@ -177,6 +183,7 @@ def test_from_scratch_keeps_other_initialisations():
 
 def test_types_may_be_classes_as_in_newer_configs():
     from mmdet.datasets.transforms import PackDetInputs
+
     cfg = Config.fromfile('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     for key in LOADERS:
         cfg[key].dataset.pipeline[-1].type = PackDetInputs

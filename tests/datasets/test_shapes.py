@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from focal_mm.compat.panopticapi import rgb2id
 from focal_mm.datasets import mini_ade20k, mini_coco, shapes
-from focal_mm.panoptic import rgb2id
 
 pytestmark = pytest.mark.stock
 
@@ -29,14 +29,19 @@ def coco(request, coco_root):
 
 
 def digest(root: Path) -> dict[str, str]:
-    return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(root.rglob('*')) if file.is_file()}
+    return {
+        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(root.rglob('*'))
+        if file.is_file()
+    }
 
 
 @pytest.mark.parametrize('make', [mini_coco, mini_ade20k])
 def test_equal_seeds_give_equal_files_and_other_seeds_others(make, tmp_path):
-    first, again, other = (digest(make(tmp_path / name, seed))
-                           for name, seed in (('first', 0), ('again', 0), ('other', 1)))
+    first, again, other = (
+        digest(make(tmp_path / name, seed))
+        for name, seed in (('first', 0), ('again', 0), ('other', 1))
+    )
     assert first == again
     assert first.keys() == other.keys()
     assert all(first[name] != other[name] for name in first if name.endswith('.jpg'))
@@ -98,13 +103,19 @@ def test_coco_crowd_is_read_back_to_the_pixel(coco_root):
 def test_mmdet_reads_boxes_masks_and_semantic_maps(coco_root):
     from mmdet.datasets import CocoDataset
     from mmdet.utils import register_all_modules
+
     register_all_modules()
-    steps = [dict(type='LoadImageFromFile'),
-             dict(type='LoadAnnotations', with_bbox=True, with_mask=True, with_seg=True)]
+    steps = [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=True, with_seg=True),
+    ]
     dataset = CocoDataset(
-        data_root=str(coco_root), ann_file='annotations/instances_train2017.json',
+        data_root=str(coco_root),
+        ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/', seg='stuffthingmaps/train2017/'),
-        metainfo=dict(classes=shapes.SHAPES), pipeline=steps)
+        metainfo=dict(classes=shapes.SHAPES),
+        pipeline=steps,
+    )
     assert len(dataset) == shapes.NUM_IMAGES['train']
     sample = dataset[3]
     assert sample['img'].shape == (128, 128, 3)
@@ -115,16 +126,23 @@ def test_mmdet_reads_boxes_masks_and_semantic_maps(coco_root):
 
 def test_panoptic_maps_hold_every_object_crowd_and_the_ground(coco_root):
     content = json.loads((coco_root / 'annotations' / 'panoptic_train2017.json').read_text())
-    assert [(c['id'], c['isthing']) for c in content['categories']] == [(1, 1), (2, 1), (3, 1),
-                                                                       (4, 0)]
+    assert [(c['id'], c['isthing']) for c in content['categories']] == [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (4, 0),
+    ]
     for index in range(8):
         scene, image = shapes.draw_scene(0, 'train', index), content['annotations'][index]
-        ids = rgb2id(np.asarray(Image.open(
-            coco_root / 'annotations' / 'panoptic_train2017' / image['file_name'])))
+        ids = rgb2id(
+            np.asarray(
+                Image.open(coco_root / 'annotations' / 'panoptic_train2017' / image['file_name'])
+            )
+        )
         segments = {segment['id']: segment for segment in image['segments_info']}
         assert set(np.unique(ids)) == set(segments)
         for mask, label in zip(scene.masks, scene.labels):
-            number, = np.unique(ids[mask])
+            (number,) = np.unique(ids[mask])
             assert np.array_equal(ids == number, mask)
             assert segments[number]['category_id'] == label + 1
             assert segments[number]['area'] == mask.sum()
@@ -135,13 +153,19 @@ def test_panoptic_maps_hold_every_object_crowd_and_the_ground(coco_root):
 def test_mmdet_reads_panoptic_maps(coco_root):
     from mmdet.datasets import CocoPanopticDataset
     from mmdet.utils import register_all_modules
+
     register_all_modules()
     dataset = CocoPanopticDataset(
-        data_root=str(coco_root), ann_file='annotations/panoptic_train2017.json',
+        data_root=str(coco_root),
+        ann_file='annotations/panoptic_train2017.json',
         data_prefix=dict(img='train2017/', seg='annotations/panoptic_train2017/'),
-        metainfo=dict(classes=(*shapes.SHAPES, shapes.GROUND), thing_classes=shapes.SHAPES,
-                      stuff_classes=(shapes.GROUND, )),
-        pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadPanopticAnnotations')])
+        metainfo=dict(
+            classes=(*shapes.SHAPES, shapes.GROUND),
+            thing_classes=shapes.SHAPES,
+            stuff_classes=(shapes.GROUND,),
+        ),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadPanopticAnnotations')],
+    )
     sample, scene = dataset[3], shapes.draw_scene(0, 'train', 3)
     assert np.array_equal(sample['gt_masks'].masks, scene.masks)
     assert list(sample['gt_bboxes_labels']) == scene.labels
@@ -154,12 +178,16 @@ def test_mmdet_reads_panoptic_maps(coco_root):
 def test_mmseg_reads_ade20k(ade_root):
     from mmseg.datasets import ADE20KDataset
     from mmseg.utils import register_all_modules
+
     register_all_modules()
     dataset = ADE20KDataset(
         data_root=str(ade_root),
         data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
-        pipeline=[dict(type='LoadImageFromFile'),
-                  dict(type='LoadAnnotations', reduce_zero_label=True)])
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations', reduce_zero_label=True),
+        ],
+    )
     assert len(dataset) == shapes.NUM_IMAGES['val']
     labels = np.unique([dataset[index]['gt_seg_map'] for index in range(8)])
     assert list(labels) == [0, 1, 2, 3, 255]
@@ -167,8 +195,9 @@ def test_mmseg_reads_ade20k(ade_root):
 
 def test_ade20k_leaves_only_crowds_unlabelled(ade_root):
     for index in range(8):
-        labels = np.asarray(Image.open(
-            ade_root / 'annotations' / 'training' / f'ADE_train_{index + 1:08}.png'))
+        labels = np.asarray(
+            Image.open(ade_root / 'annotations' / 'training' / f'ADE_train_{index + 1:08}.png')
+        )
         assert np.array_equal(labels == 0, shapes.draw_scene(0, 'train', index).crowd)
 
 
@@ -188,6 +217,7 @@ def test_an_existing_dataset_is_left_alone(coco_root):
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError('disk full')
+
     monkeypatch.setattr(shapes, '_save_photograph', fail)
     with pytest.raises(OSError, match='disk full'):
         mini_coco(tmp_path / 'mini')
@@ -206,3 +236,15 @@ def test_of_two_processes_that_draw_at_once_one_wins_and_both_have_it(tmp_path, 
     assert mini_coco(root) == root
     assert [path.name for path in tmp_path.iterdir()] == ['mini']
     assert len(list((root / 'train2017').iterdir())) == shapes.NUM_IMAGES['train']
+
+
+def test_keypoints_of_the_mini_dataset_are_the_ends_of_the_shapes():
+    content = json.loads((mini_coco() / 'annotations/person_keypoints_val2017.json').read_text())
+    masks = shapes.draw_scene(0, 'val', 0).masks
+    annotations = [a for a in content['annotations'] if a['image_id'] == 1]
+    for annotation, mask in zip(annotations, masks, strict=True):
+        points = np.reshape(annotation['keypoints'], (4, 3))[:, :2]
+        assert all(mask[y, x] for x, y in points)
+        x, y, width, height = annotation['bbox']
+        (_, top), (right, _), (_, bottom), (left, _) = points
+        assert (left, top, right + 1, bottom + 1) == (x, y, x + width, y + height)

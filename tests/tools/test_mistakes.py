@@ -1,4 +1,5 @@
 """Mistakes on the command line end in one line and exit status 2."""
+
 import runpy
 from pathlib import Path
 
@@ -12,15 +13,17 @@ CONFIG = 'configs/mask_rcnn/focalnet_t_1x.py'
 @pytest.fixture
 def mistake(monkeypatch, capsys):
     """Runs a tool that must fail; returns the one line that it leaves on stderr."""
+
     def run(name, *args):
         monkeypatch.chdir(Path(__file__).parents[2])
         monkeypatch.setattr('sys.argv', [f'tools/{name}', *map(str, args)])
         with pytest.raises(SystemExit) as stop:
             runpy.run_path(f'tools/{name}', run_name='__main__')
         assert stop.value.code == 2
-        line, = capsys.readouterr().err.splitlines()
+        (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f'{name}: error: ')
         return line
+
     return run
 
 
@@ -32,15 +35,29 @@ def test_missing_data_names_the_file_and_both_ways_out(mistake, tmp_path):
 
 def test_missing_weights_name_the_way_to_do_without(mistake, tmp_path, monkeypatch):
     monkeypatch.setenv('FOCAL_MM_WEIGHTS', str(tmp_path))
-    line = mistake('train.py', CONFIG, '--mini', '--work-dir', tmp_path, '--cfg-options',
-                   'model.backbone.init_cfg.type=Pretrained',
-                   'model.backbone.init_cfg.checkpoint=focal://focalnet_tiny_lrf_in1k')
+    line = mistake(
+        'train.py',
+        CONFIG,
+        '--mini',
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'model.backbone.init_cfg.type=Pretrained',
+        'model.backbone.init_cfg.checkpoint=focal://focalnet_tiny_lrf_in1k',
+    )
     assert 'focalnet_tiny_lrf.pth' in line and '--from-scratch' in line
 
 
 def test_unknown_arch_names_the_near_ones(mistake, tmp_path):
-    line = mistake('train.py', CONFIG, '--mini', '--work-dir', tmp_path, '--cfg-options',
-                   'model.backbone.arch=tiny_lfr')
+    line = mistake(
+        'train.py',
+        CONFIG,
+        '--mini',
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'model.backbone.arch=tiny_lfr',
+    )
     assert 'tiny_lfr' in line and 'tiny_lrf' in line
 
 
@@ -61,19 +78,28 @@ def test_missing_checkpoint(mistake):
 
 def test_truncated_checkpoint(mistake, tmp_path):
     (tmp_path / 'cut.pth').write_bytes(b'PK\x03\x04 and no more')
-    assert 'cut.pth' in mistake('test.py', CONFIG, tmp_path / 'cut.pth', '--mini', '--work-dir',
-                                tmp_path)
+    assert 'cut.pth' in mistake(
+        'test.py', CONFIG, tmp_path / 'cut.pth', '--mini', '--work-dir', tmp_path
+    )
 
 
-@pytest.mark.parametrize('tool, words', [
-    ('train.py', [CONFIG, '--epochs']), ('demo.py', ['--epochs']), ('weights.py', ['gte']),
-    ('convert_weights.py', ['in.pth', 'out.pth', 'more.pth'])])
+@pytest.mark.parametrize(
+    'tool, words',
+    [
+        ('train.py', [CONFIG, '--epochs']),
+        ('demo.py', ['--epochs']),
+        ('weights.py', ['gte']),
+        ('convert_weights.py', ['in.pth', 'out.pth', 'more.pth']),
+    ],
+)
 def test_unknown_words(mistake, tool, words):
     assert words[-1] in mistake(tool, *words)
 
 
-@pytest.mark.parametrize('option', ['data_root', 'train_dataloader.batch_size.x=1',
-                                    'train_dataloader.dataset.pipeline.9.x=1'])
+@pytest.mark.parametrize(
+    'option',
+    ['data_root', 'train_dataloader.batch_size.x=1', 'train_dataloader.dataset.pipeline.9.x=1'],
+)
 def test_options_that_do_not_fit(mistake, option):
     assert '--cfg-options' in mistake('train.py', CONFIG, '--cfg-options', option)
 

@@ -1,4 +1,5 @@
 """convert_weights.py and weights.py; the logic behind them is tested in tests/weights."""
+
 import runpy
 from pathlib import Path
 
@@ -17,6 +18,7 @@ NAME = 'focalnet_tiny_lrf_in1k'
 @pytest.fixture
 def tool(monkeypatch, capsys):
     """Runs a tool; returns its exit status, its lines on stdout and those on stderr."""
+
     def run(name, *args):
         monkeypatch.setattr('sys.argv', [name, *map(str, args)])
         status = 0
@@ -26,6 +28,7 @@ def tool(monkeypatch, capsys):
             status = stop.code
         out, err = capsys.readouterr()
         return status, out.splitlines(), err.splitlines()
+
     return run
 
 
@@ -50,18 +53,23 @@ def official(tmp_path):
 
 
 def test_converting_says_what_it_found(tool, official, tmp_path):
-    status, (line, ), _ = tool('convert_weights.py', official, tmp_path / 'y.safetensors')
+    status, (line,), _ = tool('convert_weights.py', official, tmp_path / 'y.safetensors')
     count = len(torch.load(official)['model'])
     assert status == 0
     assert line == f'{official}: official FocalNet, {count} tensors -> {tmp_path}/y.safetensors'
 
 
-@pytest.mark.parametrize('source, target, words', [
-    ('absent.pth', 'y.pth', 'absent.pth: no such checkpoint'),
-    ('x.pth', 'x.pth', 'x.pth exists'), ('x.pth', 'y.txt', 'y.txt: the new file is to end in'),
-    ('x.pth', 'x.pth/y.pth', 'y.pth: cannot be written')])
+@pytest.mark.parametrize(
+    'source, target, words',
+    [
+        ('absent.pth', 'y.pth', 'absent.pth: no such checkpoint'),
+        ('x.pth', 'x.pth', 'x.pth exists'),
+        ('x.pth', 'y.txt', 'y.txt: the new file is to end in'),
+        ('x.pth', 'x.pth/y.pth', 'y.pth: cannot be written'),
+    ],
+)
 def test_mistakes_in_converting_get_one_line(tool, official, tmp_path, source, target, words):
-    status, _, (line, ) = tool('convert_weights.py', tmp_path / source, tmp_path / target)
+    status, _, (line,) = tool('convert_weights.py', tmp_path / source, tmp_path / target)
     assert status == 2 and words in line
 
 
@@ -95,18 +103,23 @@ def test_fetch_prints_the_file(tool, folder):
 
 @pytest.mark.parametrize('command', ['fetch', 'where'])
 def test_unknown_name_gets_one_line(tool, command):
-    status, _, (line, ) = tool('weights.py', command, 'focalnet_tiny_lfr_in1k')
+    status, _, (line,) = tool('weights.py', command, 'focalnet_tiny_lfr_in1k')
     assert status == 2 and NAME in line
 
 
 def test_fetching_a_missing_file_gets_one_line(tool, folder):
-    status, _, (line, ) = tool('weights.py', 'fetch', NAME)
+    status, _, (line,) = tool('weights.py', 'fetch', NAME)
     assert status == 2 and str(folder) in line
 
 
-@pytest.mark.parametrize('record, state, expected', [
-    (None, 'unrecorded', 0), ('e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855',
-                              'good', 0), ('0' * 64, 'changed', 1)])
+@pytest.mark.parametrize(
+    'record, state, expected',
+    [
+        (None, 'unrecorded', 0),
+        ('e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855', 'good', 0),
+        ('0' * 64, 'changed', 1),
+    ],
+)
 def test_verify_fails_for_a_changed_file(tool, folder, record, state, expected):
     (folder / 'x.pth').touch()  # empty, and so is what the second record is of
     if record:

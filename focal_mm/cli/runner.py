@@ -1,0 +1,174 @@
+"""From a config and the options of a command line to a runner that trains or tests."""
+
+import difflib
+import os
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.dist import barrier, get_backend, is_distributed
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch.distributed import init_process_group
+
+from ..config import datasets_of, dicts, move_data_root
+from ..datasets import from_scratch, use_mini
+
+
+def load_config(
+    config: str,
+    work_dir: str | None = None,
+    mini: bool = False,
+    scratch: bool = False,
+    amp: bool = False,
+    launcher: str = 'none',
+    options: dict[str, Any] | None = None,
+) -> Config:
+    """Read a config and apply the options of a command line.
+
+    Args:
+        config (str): A file, or ``PACKAGE::PATH``.
+        work_dir (str, optional): Folder for logs and checkpoints. Default: the config's own, else
+            ``work_dirs/<its path below configs/>``, because configs in two folders may have the
+            same name.
+        mini (bool): Train on a mini dataset, see :func:`focal_mm.datasets.use_mini`. Default:
+            False.
+        scratch (bool): Start from random weights, see :func:`focal_mm.datasets.from_scratch`.
+            Default: False.
+        amp (bool): Use mixed precision. Without a GPU it is off even if the config sets it.
+            Default: False.
+        launcher (str): mmengine's launcher of distributed runs. Default: ``'none'``.
+        options (dict, optional): Settings by dotted key, applied after ``mini`` and ``scratch``.
+            ``data_root`` also moves every path in the config's own. Default: none.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+        ValueError: If the options don't fit the config, or there is no mini dataset for its task.
+    """
+    cfg = _read_config(config)
+    if mini:
+        cfg = use_mini(cfg)
+    elif scratch:
+        cfg = from_scratch(cfg)
+    _override(cfg, options or {})
+    cfg.work_dir = work_dir or cfg.get('work_dir') or _default_work_dir(config)
+    cfg.launcher = launcher
+    if amp:
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    if get_device() == 'cpu':
+        _adapt_to_cpu(cfg)
+    return cfg
+
+
+def _default_work_dir(config: str) -> str:
+    parts = Path(config.rpartition('::')[2]).with_suffix('').parts
+    if 'configs' in parts:
+        parts = parts[len(parts) - parts[::-1].index('configs') :]
+    elif '::' not in config:
+        parts = parts[-1:]
+    return str(Path('work_dirs', *parts))
+
+
+def _read_config(name: str) -> Config:
+    path = Path(name)
+    if '::' not in name and not path.is_file():
+        siblings = [file.name for file in path.parent.glob('*.py')]
+        near = difflib.get_close_matches(path.name, siblings)
+        hint = (
+            f'{path.parent} has {", ".join(near)}'
+            if near
+            else 'give a file, or PACKAGE::PATH as in focal_mm::mask_rcnn/focalnet_t_1x.py'
+        )
+        raise FileNotFoundError(f'{name}: no such config; {hint}')
+    try:
+        return Config.fromfile(name)
+    except (FileNotFoundError, ModuleNotFoundError) as error:
+        raise FileNotFoundError(f'{name}: {error}') from error
+
+
+def _override(cfg: Config, options: dict[str, Any]) -> None:
+    if 'data_root' in options:
+        move_data_root(cfg, options['data_root'])
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f'--cfg-options {" ".join(options)}: {error.args[-1]}') from error
+
+
+def _adapt_to_cpu(cfg: Config) -> None:
+    optimizer = cfg.get('optim_wrapper') or ConfigDict()
+    if optimizer.get('type') == 'AmpOptimWrapper':
+        print_log('no GPU: fp32 instead of mixed precision')
+        optimizer.type = 'OptimWrapper'
+        for key in ('loss_scale', 'dtype', 'use_fsdp'):
+            optimizer.pop(key, None)
+    if cfg.launcher != 'none':
+        # Otherwise mmengine binds each process to the GPU of its rank.
+        cfg.setdefault('model_wrapper_cfg', dict(device_ids=None))
+
+
+def require_files(cfg: Config, *loaders: str) -> None:
+    """Raise a FileNotFoundError, before anything is built, if a file that a run reads is missing.
+
+    Args:
+        cfg (Config): Any OpenMMLab config.
+        loaders (str): Keys of the data loaders that the run uses, as ``'train_dataloader'``.
+
+    Raises:
+        FileNotFoundError: Names the first file or folder that is missing, and what to do.
+    """
+    for key in loaders:
+        evaluator = cfg.get(key.replace('dataloader', 'evaluator'))
+        for path in [
+            *chain.from_iterable(map(_paths_of, datasets_of(cfg.get(key)))),
+            *(node.get('ann_file') for node in dicts(evaluator)),
+        ]:
+            if path and '://' not in path and not Path(path).exists():
+                option = 'data_root' if 'data_root' in cfg else f'{key}.dataset.data_root'
+                raise FileNotFoundError(
+                    f'{path}, which {key} reads, does not exist; if the data is elsewhere, say '
+                    f'--cfg-options {option}=DIR; to try the built-in mini dataset, say --mini'
+                )
+    start = cfg.get('load_from')
+    if start and '://' not in start and not Path(start).is_file():
+        raise FileNotFoundError(f'{start}: no such checkpoint')
+
+
+def _paths_of(dataset: ConfigDict) -> Iterator[str]:
+    root = dataset.get('data_root') or ''
+    yield root
+    prefix = dataset.get('data_prefix')  # in mmpretrain also one folder
+    folders = prefix.values() if isinstance(prefix, dict) else [prefix]
+    for path in [dataset.get('ann_file'), *folders]:
+        if isinstance(path, str) and path and '://' not in root:
+            yield str(Path(root, path))
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner of a config, of the config's ``runner_type`` if it has one."""
+    if cfg.launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
+        init_process_group('gloo')  # otherwise mmengine sets a CUDA device
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def run(cfg: Config, task: str) -> None:
+    """Build the runner of a config and run it.
+
+    Args:
+        cfg (Config): The config, as :func:`load_config` returns it.
+        task (str): ``'train'`` or ``'test'``.
+    """
+    getattr(build_runner(cfg), task)()
+    if is_distributed() and get_backend() == 'gloo':
+        # When processes that share a gloo group shut down, its threads sometimes abort one of them,
+        # which fails the whole run. All results are written, so the processes exit without
+        # shutting down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        barrier()
+        os._exit(0)

@@ -1,0 +1,29 @@
+"""Changes to a config that only training needs."""
+
+from mmengine.config import Config
+
+
+def resume(cfg: Config, checkpoint: str) -> None:
+    """Make a config resume a run.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        checkpoint (str): A file, or ``'auto'``: the last checkpoint in the work folder, or a new
+            run if there is none.
+    """
+    cfg.resume = True
+    cfg.load_from = None if checkpoint == 'auto' else checkpoint
+
+
+def scale_lr(cfg: Config) -> None:
+    """Make a config scale its learning rate with the total batch size.
+
+    Args:
+        cfg (Config): The config, changed in place.
+
+    Raises:
+        ValueError: If the config doesn't say which batch size its learning rate is for.
+    """
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise ValueError(f'--auto-scale-lr: {cfg.filename} has no auto_scale_lr.base_batch_size')
+    cfg.auto_scale_lr.enable = True

@@ -1,0 +1,71 @@
+"""The versions of torch and the OpenMMLab packages that focal_mm needs."""
+
+import importlib
+import re
+import warnings
+from importlib import metadata
+
+# For each module: the oldest version that works, and the packages that install it, OneDL's last.
+_STACK = {
+    'torch': ('2.5', 'torch'),  # the first to read both safe checkpoints and mmengine's
+    'mmengine': ('0.10', 'mmengine', 'mmengine-lite', 'onedl-mmengine'),
+    'mmcv': ('2.0', 'mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'),
+    'mmdet': ('3.0', 'mmdet', 'onedl-mmdetection'),
+    'mmseg': ('1.0', 'mmsegmentation', 'onedl-mmsegmentation'),
+    'mmpretrain': ('1.0', 'mmpretrain', 'onedl-mmpretrain'),
+}
+
+
+def require_stack() -> None:
+    """Raise an ImportError unless mmengine and mmcv are there and no package is too old.
+
+    Warns if two packages have written to the same folder, such as mmcv and mmcv-lite.
+
+    Raises:
+        ImportError: In one line, with the command that installs the missing package.
+    """
+    found = {
+        module: [name for name in packages if _version(name)]
+        for module, (_, *packages) in _STACK.items()
+    }
+    stock = any(
+        not name.startswith('onedl-')
+        for module, names in found.items()
+        for name in names
+        if module != 'torch'
+    )
+    for module, (oldest, *_) in _STACK.items():
+        if len(found[module]) > 1:
+            warnings.warn(
+                f'{" and ".join(found[module])} overwrite each other in {module}/: '
+                'uninstall all of them, then install one',
+                stacklevel=3,
+            )
+        if module in ('mmengine', 'mmcv'):
+            try:
+                version = importlib.import_module(module).__version__
+            except ModuleNotFoundError as error:
+                if error.name != module:
+                    raise
+                version = None
+        elif found[module]:
+            version = _version(found[module][0])
+        else:
+            continue
+        if version is None or _numbers(version) < _numbers(oldest):
+            state = f'{version} is' if version else 'none is'
+            raise ImportError(
+                f'focal_mm needs {module} {oldest} or later, and {state} installed: '
+                f'pip install "focal-mm[{"openmmlab" if stock else "onedl"}]"'
+            )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r'\d+', version)[:2]]

@@ -1,0 +1,146 @@
+"""Configs of OpenMMLab: names of the form ``PACKAGE::PATH``, their parts, and their data roots."""
+
+import difflib
+import os
+from collections.abc import Iterator
+from functools import wraps
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmengine import hub
+from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import MODULE2PACKAGE
+
+_PREFIX = 'focal_mm::'
+# An installed focal_mm has configs/ in .mim, as mim expects; in a source tree it is beside us.
+_MIM = Path(__file__).parent / '.mim'
+CONFIGS = (_MIM if _MIM.is_dir() else Path(__file__).parents[1]) / 'configs'
+
+DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+# The last transform of a pipeline, which packs an image for the models of one library.
+_PACKERS = dict(
+    PackDetInputs='mmdet', PackSegInputs='mmseg', PackInputs='mmpretrain', PackPoseInputs='mmpose'
+)
+
+
+def register_configs() -> None:
+    """Make mmengine read configs by names such as ``focal_mm::mask_rcnn/focalnet_t_1x.py``.
+
+    The names are then accepted by ``Config.fromfile``, ``_base_`` and ``mmengine.hub.get_config``.
+    mmengine knows this notation for its own packages from a table, which is not enough: it needs
+    ``.mim`` inside the package, which a source tree does not have; it gives every inherited dict
+    the package as the scope of its registry, and focal_mm has no scope; and ``Config.fromfile``
+    takes no such name at all. So the three functions are wrapped. They pass on every other name
+    (``Config.fromfile`` now takes names of other packages too). Calling again changes nothing.
+    """
+    if 'focal_mm' in MODULE2PACKAGE:
+        return
+    MODULE2PACKAGE['focal_mm'] = 'focal_mm'
+    if find_spec('mmseg'):  # the table has mmsegmentation, which OneDL's package is not called
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
+    get_cfg_path, fromfile, get_config = Config._get_cfg_path, Config.fromfile, hub.get_config
+
+    @wraps(get_cfg_path)
+    def path_of_base(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        if cfg_path.startswith(_PREFIX):
+            return _path_of(cfg_path), None
+        return get_cfg_path(cfg_path, filename)
+
+    @wraps(fromfile)
+    def fromfile_or_package(filename: str | Path, *args: Any, **kwargs: Any) -> Config:
+        if '::' in str(filename):
+            filename, _ = path_of_base(str(filename), '')
+        return fromfile(filename, *args, **kwargs)
+
+    @wraps(get_config)
+    def get_config_or_ours(cfg_path: str, pretrained: bool = False) -> Config:
+        if not cfg_path.startswith(_PREFIX):
+            return get_config(cfg_path, pretrained)
+        if pretrained:
+            raise ValueError(
+                f'{cfg_path}: focal_mm publishes no trained models; '
+                'its configs start from the backbone weights in init_cfg'
+            )
+        return fromfile_or_package(cfg_path)
+
+    Config._get_cfg_path = staticmethod(path_of_base)
+    Config.fromfile = staticmethod(fromfile_or_package)
+    hub.get_config = get_config_or_ours
+
+
+def _path_of(name: str) -> str:
+    relative = name.removeprefix(_PREFIX)
+    path = CONFIGS / relative
+    if not path.is_file():
+        known = [file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob('*.py')]
+        near = difflib.get_close_matches(relative, known)
+        hint = f'near it: {", ".join(near)}' if near else f'see {CONFIGS}'
+        raise FileNotFoundError(f'focal_mm has no config {name}; {hint}')
+    return str(path)
+
+
+def dicts(node: Any, seen: set[int] | None = None) -> Iterator[ConfigDict]:
+    """Yield every dict in a part of a config, the part included.
+
+    A dict that is used in several places is yielded once.
+
+    Args:
+        node (Any): A dict, list, tuple or value of a config.
+        seen (set[int], optional): The ``id`` of each dict to skip; grows. Default: none.
+    """
+    seen = set() if seen is None else seen
+    if isinstance(node, dict):
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from dicts(child, seen)
+
+
+def type_name(node: ConfigDict) -> str:
+    """Return the name of the type that a dict builds, without its scope, or ``''``.
+
+    The type is a string, or a class in newer configs.
+    """
+    name = node.get('type', '')
+    return name.rsplit('.')[-1] if isinstance(name, str) else name.__name__
+
+
+def loader_types(cfg: Config) -> set[str]:
+    """Return the names of all types in a config's data loaders: datasets, transforms, samplers."""
+    return {type_name(node) for node in dicts([cfg.get(key) for key in DATALOADERS])}
+
+
+def library(cfg: Config) -> str | None:
+    """Return the library whose models a config packs its images for.
+
+    Returns:
+        str or None: ``'mmdet'``, ``'mmseg'``, ``'mmpretrain'``, ``'mmpose'``, or None for others.
+    """
+    types = loader_types(cfg)
+    return next((_PACKERS[name] for name in types if name in _PACKERS), None)
+
+
+def datasets_of(loader: ConfigDict | None) -> Iterator[ConfigDict]:
+    """Yield the datasets that a data loader reads, without the datasets that only wrap others."""
+    for node in dicts(loader):
+        if 'pipeline' in node and 'dataset' not in node and 'datasets' not in node:
+            yield node
+
+
+def move_data_root(cfg: Config, root: str) -> None:
+    """Change, in place, every path that lies in the config's ``data_root`` to lie in ``root``.
+
+    A config without a ``data_root`` stays as it is.
+    """
+    if not cfg.get('data_root'):
+        return
+    old, new = (os.path.expanduser(path).rstrip('/') for path in (cfg.data_root, root))
+    for node in dicts(cfg._cfg_dict):
+        for key, value in node.items():
+            if isinstance(value, str) and f'{value}/'.startswith(f'{old}/'):
+                node[key] = new + value[len(old) :]

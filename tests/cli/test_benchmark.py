@@ -1,0 +1,132 @@
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from focal_mm.cli import benchmark
+from focal_mm.cli.benchmark import Report, Result, Setting
+
+pytestmark = pytest.mark.stock
+
+SMALL = "FocalNet(arch={'embed_dims': 8, 'depths': (1, 1)}, focal_levels=1)"
+
+
+def test_name_with_arguments_is_parsed_as_literals():
+    assert benchmark.parse("a.B(c=[1, 2], d='e')") == ('a.B', dict(c=[1, 2], d='e'))
+    assert benchmark.parse('dir/file.py:Class') == ('dir/file.py:Class', {})
+
+
+@pytest.mark.parametrize('text', ['A(1)', 'A(b=', 'A(b=print())'])
+def test_arguments_that_are_no_literals_are_refused(text):
+    with pytest.raises(ValueError, match='NAME or NAME'):
+        benchmark.parse(text)
+
+
+@pytest.mark.parametrize('name', ['FocalNat', 'mmdet.Nothing', 'timm.nothing', 'nowhere.py:A'])
+def test_unknown_network_names_itself(name):
+    with pytest.raises(ValueError, match=name.split(':')[0]):
+        benchmark.build(name)
+
+
+def test_class_in_a_file_may_import_from_its_folder(tmp_path):
+    (tmp_path / 'beside_it.py').write_text('width = 3')
+    (tmp_path / 'net.py').write_text(
+        'import torch\nfrom beside_it import width\n'
+        'class Net(torch.nn.Conv2d):\n    def __init__(self, out): super().__init__(width, out, 1)'
+    )
+    assert benchmark.build(f'{tmp_path}/net.py:Net(out=5)').out_channels == 5
+
+
+def test_paddle_runs_in_another_process(tmp_path):
+    (tmp_path / 'paddle.py').write_text(  # as much of Paddle as the child uses
+        'import contextlib\nrandn = list\nset_grad_enabled = lambda on: contextlib.nullcontext()'
+    )
+    (tmp_path / 'net.py').write_text(
+        'import pathlib\n'
+        'class Net:\n'
+        '    def __init__(self, log): self.log = pathlib.Path(log)\n'
+        '    def eval(self): print("noise")\n'
+        '    def __call__(self, image): self.log.write_text(str(image))'
+    )
+    net = benchmark.build(
+        f'paddle@{sys.executable}:{tmp_path}/net.py:Net(log={str(tmp_path / "log")!r})'
+    )
+    net.process.kill()
+    with pytest.raises(ValueError, match='ended'):
+        benchmark.make_step(net, Setting((32, 64)))()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONPATH', str(tmp_path))
+        net = benchmark.build(
+            f'paddle@{sys.executable}:{tmp_path}/net.py:Net(log={str(tmp_path / "log")!r})'
+        )
+    (result,) = benchmark.compare(dict(net=benchmark.make_step(net, Setting((32, 64)))), 1)
+    net.process.kill()
+    assert (tmp_path / 'log').read_text() == '[1, 3, 32, 64]'
+    assert len(result.seconds) == 1 and result.memory is None
+
+
+def test_peer_in_paddle_that_lacks_a_part_is_refused():
+    with pytest.raises(ValueError, match='PYTHON:FILE.py:CLASS'):
+        benchmark.build('paddle@mixformer.py:MixFormer_B4')
+
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('dtype', ['fp32', 'bf16'])
+def test_step_runs_and_leaves_no_gradients(train, dtype):
+    net = benchmark.build(SMALL)
+    benchmark.make_step(net, Setting((32, 32), 2, train, dtype))()
+    assert net.training == train and all(p.grad is None for p in net.parameters())
+
+
+def test_networks_run_in_turn():
+    order = []
+    results = benchmark.compare(dict(a=lambda: order.append('a'), b=lambda: order.append('b')), 3)
+    assert order[-6:] == ['a', 'b'] * 3
+    assert [len(result.seconds) for result in results] == [3, 3]
+
+
+def test_ratio_is_taken_round_by_round():
+    assert Result('a', [1, 2, 9]).ratio(Result('b', [2, 4, 3])) == 0.5
+
+
+def test_peak_memory_is_above_the_start():
+    kept = torch.ones(40, 2**18)
+    peak = benchmark.peak_memory(lambda: torch.ones(60, 2**18).sum())
+    assert peak is None or 50 < peak < 100
+    assert kept.sum() == kept.numel()
+
+
+def test_work_counts_products_and_tells_depth_wise_convolutions():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 8, 1))
+    with benchmark.WorkCounter() as work, torch.no_grad():
+        net(torch.randn(2, 4, 5, 5))
+    assert work.products == 2 * 2 * 25 * 4 * 8
+    assert work.convolutions == {((2, 4, 5, 5), (4, 1, 3, 3), (1, 1)): 1}
+
+
+def test_training_has_three_times_the_floor_of_a_forward(monkeypatch):
+    monkeypatch.setattr(benchmark, '_shortest_time', lambda step, device: 1.0)
+    net = benchmark.build(SMALL)
+    forward, train = (benchmark.floor(net, Setting((32, 32), train=t)) for t in (False, True))
+    assert 0 < forward == train / 3
+
+
+def test_report_has_a_table_json_and_a_plot(tmp_path):
+    reports = [
+        Report(
+            Setting((side, side)),
+            [Result('ours', [1.0, 3.0], 10.0), Result('dir/peer', [2.0, 6.0], 40.0)],
+            floor=0.5,
+        )
+        for side in (100, 200)
+    ]
+    row = reports[0].table().splitlines()[3].split()
+    assert row == ['peer', '4000.0', '0.25', '40', '0.50', '0.25']
+    benchmark.save(reports, tmp_path / 'a.json')
+    saved = json.loads((tmp_path / 'a.json').read_text())
+    assert saved['reports'][1]['results'][1]['median'] == 4
+    assert saved['machine']['torch'] == torch.__version__
+    benchmark.plot(reports, tmp_path / 'a.png')
+    assert (tmp_path / 'a.png').read_bytes()[1:4] == b'PNG'
