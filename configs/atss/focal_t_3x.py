@@ -1,15 +1,12 @@
 _base_ = [
-    '../_base_/models/atss.py', '../_base_/datasets/coco_detection_ms.py',
-    '../_base_/schedules/adamw_3x.py', '../_base_/default_runtime.py'
+    '../_base_/models/atss.py',
+    '../_base_/backbones/focal_t.py',
+    '../_base_/datasets/coco_detection_ms.py',
+    '../_base_/schedules/adamw_3x.py',
+    '../_base_/default_runtime.py',
 ]
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='FocalTransformer',
-        arch='tiny',
-        focal_windows=(15, 13, 9, 7),
-        drop_path_rate=0.2,
-        out_indices=(1, 2, 3),
-        init_cfg=dict(type='Pretrained', checkpoint='focal://focal_tiny_in1k')),
-    neck=dict(in_channels=[192, 384, 768]))
+    backbone=dict(**_base_.pop('backbone'), out_indices=(1, 2, 3)),
+    neck=dict(in_channels=[192, 384, 768]),
+)

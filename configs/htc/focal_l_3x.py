@@ -1,32 +1,28 @@
 # HTC++, Swin Transformer's name for HTC with InstaBoost, shorter sides of 400 to 1400 pixels and
-# soft-NMS; 3x with a weight decay of 0.1 (Focal Transformer paper, section 4.2). Stochastic depth
-# is Base's. The scales of the tests are not given; 1400 is the largest of training.
+# soft-NMS; 3x with a weight decay of 0.1 (Focal Transformer paper, section 4.2). The scale of the
+# test images is not given; 1400 is the largest of training.
 #
 # 254.7 M parameters, where Table 5 has 265 M: the paper's 196 channels do not divide into heads of
 # 32, and Focal-L has 192 here.
-_base_ = 'mmdet::htc/htc_r50_fpn_1x_coco.py'
+_base_ = ['mmdet::htc/htc_r50_fpn_1x_coco.py', '../_base_/backbones/focal_l.py']
 
 custom_imports = dict(imports=['focal_mm'], allow_failed_imports=False)
 
 
-# An import at the head would make mmengine take this for a config of its other kind.
+# An import at the top would make mmengine read this file as a config of its other (lazy) kind.
 def is_installed(package):
     from importlib.util import find_spec
+
     return find_spec(package) is not None
 
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='FocalTransformer',
-        arch='large',
-        focal_windows=(15, 13, 9, 7),
-        drop_path_rate=0.5,
-        init_cfg=dict(type='Pretrained', checkpoint='focal://focal_large_in22k')),
+    backbone=dict(_delete_=True, **_base_.pop('backbone')),
     neck=dict(in_channels=[192, 384, 768, 1536]),
-    test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms'))))
+    test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms'))),
+)
 
-backend_args = {{_base_.backend_args}}
+backend_args = _base_.backend_args
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args=backend_args),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True, with_seg=True),
@@ -49,8 +45,8 @@ test_dataloader = val_dataloader
 
 # Boxes alone: mmdet merges no masks.
 tta_model = dict(
-    type='DetTTAModel',
-    tta_cfg=dict(nms=dict(type='soft_nms', iou_threshold=0.5), max_per_img=100))
+    type='DetTTAModel', tta_cfg=dict(nms=dict(type='soft_nms', iou_threshold=0.5), max_per_img=100)
+)
 tta_pipeline = [
     dict(type='LoadImageFromFile', backend_args=backend_args),
     dict(
@@ -60,10 +56,11 @@ tta_pipeline = [
                 dict(type='Resize', scale=(1600, side), keep_ratio=True)
                 for side in (800, 1000, 1200, 1400)
             ],
-            [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
+            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
             [dict(type='LoadAnnotations', with_bbox=True)],
             [dict(type='PackDetInputs', meta_keys=(*meta_keys, 'flip', 'flip_direction'))],
-        ]),
+        ],
+    ),
 ]
 
 train_cfg = dict(max_epochs=36)
@@ -76,4 +73,6 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
     paramwise_cfg=dict(
-        norm_decay_mult=0., custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.))))
+        norm_decay_mult=0.0, custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0))
+    ),
+)

@@ -1,5 +1,6 @@
 _base_ = './focalnet_t.py'
 
 model = dict(
-    backbone=dict(arch='small_iso', drop_path_rate=0.2, out_indices=(0, )),
-    head=dict(in_channels=384))
+    backbone=dict(arch='small_iso', drop_path_rate=0.2, out_indices=(0,)),
+    head=dict(in_channels=384),
+)

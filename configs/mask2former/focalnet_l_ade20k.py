@@ -2,15 +2,10 @@
 # are those without overlapped patches; the published weights have them, and make 225.9 M.
 _base_ = [
     'mmseg::mask2former/mask2former_swin-l-in22k-384x384-pre_8xb2-160k_ade20k-640x640.py',
-    '../_base_/schedules/mask2former_focalnet_l.py'
+    '../_base_/backbones/focalnet_l.py',
+    '../_base_/schedules/mask2former_focalnet_l.py',
 ]
 custom_imports = dict(imports=['focal_mm'], allow_failed_imports=False)
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='FocalNet',
-        arch='large_fl3',
-        drop_path_rate=0.3,
-        init_cfg=dict(type='Pretrained', checkpoint='focal://focalnet_large_fl3_in22k')))
+model = dict(backbone=dict(_delete_=True, **_base_.pop('backbone')))
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.backbone_norms))

@@ -2,15 +2,10 @@
 # Swin-L. Its 226 M are those of the published kernels 5, 7, 9, not enlarged.
 _base_ = [
     'mmdet::mask2former/mask2former_swin-l-p4-w12-384-in21k_16xb1-lsj-100e_coco-panoptic.py',
-    '../_base_/schedules/mask2former_focalnet_l.py'
+    '../_base_/backbones/focalnet_l.py',
+    '../_base_/schedules/mask2former_focalnet_l.py',
 ]
 custom_imports = dict(imports=['focal_mm'], allow_failed_imports=False)
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='FocalNet',
-        arch='large_fl3',
-        drop_path_rate=0.3,
-        init_cfg=dict(type='Pretrained', checkpoint='focal://focalnet_large_fl3_in22k')))
+model = dict(backbone=dict(_delete_=True, **_base_.pop('backbone')))
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.backbone_norms))

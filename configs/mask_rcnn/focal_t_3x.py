@@ -1,5 +1,7 @@
 # The crop branch is not in the paper. Its authors say that they follow Swin's code, which has it.
 _base_ = [
-    '../_base_/models/mask_rcnn_focal_transformer.py', '../_base_/datasets/coco_instance_ms.py',
-    '../_base_/schedules/adamw_3x.py', '../_base_/default_runtime.py'
+    '../_base_/models/mask_rcnn_focal_transformer.py',
+    '../_base_/datasets/coco_instance_ms.py',
+    '../_base_/schedules/adamw_3x.py',
+    '../_base_/default_runtime.py',
 ]

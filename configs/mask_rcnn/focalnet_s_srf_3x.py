@@ -1,6 +1,5 @@
 _base_ = './focalnet_s_3x.py'
 
 model = dict(
-    backbone=dict(
-        arch='small_srf',
-        init_cfg=dict(checkpoint='focal://focalnet_small_srf_in1k')))
+    backbone=dict(arch='small_srf', init_cfg=dict(checkpoint='focal://focalnet_small_srf_in1k'))
+)

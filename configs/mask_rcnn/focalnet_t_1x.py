@@ -1,4 +1,6 @@
 _base_ = [
-    '../_base_/models/mask_rcnn_focalnet.py', '../_base_/datasets/coco_instance_ms.py',
-    '../_base_/schedules/adamw_1x.py', '../_base_/default_runtime.py'
+    '../_base_/models/mask_rcnn_focalnet.py',
+    '../_base_/datasets/coco_instance_ms.py',
+    '../_base_/schedules/adamw_1x.py',
+    '../_base_/default_runtime.py',
 ]

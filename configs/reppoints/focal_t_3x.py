@@ -1,7 +1,9 @@
 # RepPoints V2 as Swin Transformer's authors released it: a BiFPN, and scores that predict the IoU.
 _base_ = [
-    '../_base_/datasets/coco_detection_ms.py', '../_base_/schedules/adamw_3x.py',
-    '../_base_/default_runtime.py'
+    '../_base_/backbones/focal_t.py',
+    '../_base_/datasets/coco_detection_ms.py',
+    '../_base_/schedules/adamw_3x.py',
+    '../_base_/default_runtime.py',
 ]
 
 norm_cfg = dict(type='GN', num_groups=32, requires_grad=True)
@@ -12,21 +14,17 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        pad_size_divisor=32),
-    backbone=dict(
-        type='FocalTransformer',
-        arch='tiny',
-        focal_windows=(15, 13, 9, 7),
-        drop_path_rate=0.2,
-        out_indices=(1, 2, 3),
-        init_cfg=dict(type='Pretrained', checkpoint='focal://focal_tiny_in1k')),
+        pad_size_divisor=32,
+    ),
+    backbone=dict(out_indices=(1, 2, 3), **_base_.pop('backbone')),
     neck=dict(
         type='BiFPN',
         in_channels=[192, 384, 768],
         out_channels=256,
         num_outs=5,
         num_repeat=2,
-        norm_cfg=norm_cfg),
+        norm_cfg=norm_cfg,
+    ),
     bbox_head=dict(
         type='RepPointsV2Head',
         num_classes=80,
@@ -47,21 +45,27 @@ model = dict(
         loss_bbox_refine=dict(type='GIoULoss', loss_weight=2.0),
         loss_heatmap=dict(type='GaussianFocalLoss', alpha=2.0, gamma=4.0, loss_weight=0.25),
         loss_offset=dict(type='SmoothL1Loss', beta=1 / 9, loss_weight=1.0),
-        loss_sem=dict(type='SeparateFocalLoss', gamma=2.0, alpha=0.25, loss_weight=0.1)),
+        loss_sem=dict(type='SeparateFocalLoss', gamma=2.0, alpha=0.25, loss_weight=0.1),
+    ),
     train_cfg=dict(
         init=dict(
             assigner=dict(type='PointAssigner', scale=4, pos_num=1),
             allowed_border=-1,
             pos_weight=-1,
-            debug=False),
+            debug=False,
+        ),
         refine=dict(
             assigner=dict(type='ATSSAssigner', topk=9),
             allowed_border=-1,
             pos_weight=-1,
-            debug=False)),
+            debug=False,
+        ),
+    ),
     test_cfg=dict(
         nms_pre=1000,
         min_bbox_size=0,
         score_thr=0.05,
         nms=dict(type='nms', iou_threshold=0.6),
-        max_per_img=100))
+        max_per_img=100,
+    ),
+)

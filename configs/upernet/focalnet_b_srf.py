@@ -1,5 +1,5 @@
 _base_ = './focalnet_b.py'
 
 model = dict(
-    backbone=dict(
-        arch='base_srf', init_cfg=dict(checkpoint='focal://focalnet_base_srf_in1k')))
+    backbone=dict(arch='base_srf', init_cfg=dict(checkpoint='focal://focalnet_base_srf_in1k'))
+)

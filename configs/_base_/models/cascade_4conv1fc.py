@@ -15,13 +15,20 @@ box_head = dict(
     reg_decoded_bbox=True,
     norm_cfg=dict(type='SyncBN', requires_grad=True),
     loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
-    loss_bbox=dict(type='GIoULoss', loss_weight=10.0))
+    loss_bbox=dict(type='GIoULoss', loss_weight=10.0),
+)
 model = dict(
-    roi_head=dict(bbox_head=[
-        dict(
-            bbox_coder=dict(
-                type='DeltaXYWHBBoxCoder',
-                target_means=[0., 0., 0., 0.],
-                target_stds=[place, place, size, size]),
-            **box_head) for place, size in ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067))
-    ]))
+    roi_head=dict(
+        bbox_head=[
+            dict(
+                bbox_coder=dict(
+                    type='DeltaXYWHBBoxCoder',
+                    target_means=[0.0, 0.0, 0.0, 0.0],
+                    target_stds=[place, place, size, size],
+                ),
+                **box_head,
+            )
+            for place, size in ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067))
+        ]
+    )
+)

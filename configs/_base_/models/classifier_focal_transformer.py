@@ -7,7 +7,9 @@ model = dict(
         type='FocalTransformer',
         arch='tiny',
         drop_path_rate=0.2,
-        out_indices=(3, ),
-        out_norm=False),
+        out_indices=(3,),
+        out_norm=False,
+    ),
     neck=None,
-    head=dict(type='TokenClsHead'))
+    head=dict(type='TokenClsHead'),
+)

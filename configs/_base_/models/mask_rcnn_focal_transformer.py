@@ -1,12 +1,6 @@
-# Focal Transformer paper, section 4.2: ImageNet weights, larger focal windows.
-_base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
+_base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', '../backbones/focal_t.py']
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='FocalTransformer',
-        arch='tiny',
-        focal_windows=(15, 13, 9, 7),
-        drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint='focal://focal_tiny_in1k')),
-    neck=dict(in_channels=[96, 192, 384, 768]))
+    backbone=dict(_delete_=True, **_base_.pop('backbone')),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

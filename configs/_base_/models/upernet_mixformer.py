@@ -1,14 +1,10 @@
-# MixFormer paper, section 4.3; stochastic depth as on ImageNet, by the arch.
-_base_ = 'mmseg::_base_/models/upernet_r50.py'
+# MixFormer paper, section 4.3; norm_eval as in detection, because batches are as small.
+_base_ = ['mmseg::_base_/models/upernet_r50.py', '../backbones/mixformer_b1.py']
 
 model = dict(
     pretrained=None,
     data_preprocessor=dict(size=(512, 512)),
-    backbone=dict(
-        _delete_=True,
-        type='MixFormer',
-        arch='b1',
-        norm_eval=True,  # as in detection, for batches are as small
-        init_cfg=dict(type='Pretrained', checkpoint='focal://mixformer_b1_in1k')),
+    backbone=dict(_delete_=True, **_base_.pop('backbone')),
     decode_head=dict(in_channels=[32, 64, 128, 256], num_classes=150),
-    auxiliary_head=dict(in_channels=128, num_classes=150))
+    auxiliary_head=dict(in_channels=128, num_classes=150),
+)

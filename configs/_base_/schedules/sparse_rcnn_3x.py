@@ -5,4 +5,5 @@ optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2.5e-5, weight_decay=1e-4),
-    clip_grad=dict(max_norm=1, norm_type=2))
+    clip_grad=dict(max_norm=1, norm_type=2),
+)

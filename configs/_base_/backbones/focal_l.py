@@ -1,0 +1,8 @@
+# Focal-L. The paper does not give its stochastic depth; 0.5 is Focal-B's.
+_base_ = './focal_t.py'
+
+backbone = dict(
+    arch='large',
+    drop_path_rate=0.5,
+    init_cfg=dict(checkpoint='focal://focal_large_in22k'),
+)
