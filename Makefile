@@ -6,7 +6,9 @@ help:
 	@echo 'make demo        train, evaluate and draw FocalNet-T Mask R-CNN on the mini dataset'
 	@echo 'make test        all tests, in .venv with the OneDL stack'
 	@echo 'make test-stock  the tests marked stock, in .venv-stock with the stock OpenMMLab stack'
-	@echo 'make clean       delete both environments and what builds left'
+	@echo 'make test-newest the core tests, in .venv-newest with the newest torch'
+	@echo 'make lint        ruff and mypy; make format lets ruff rewrite the files'
+	@echo 'make clean       delete the environments and what builds left'
 	@echo 'PYTHON=python3.11 chooses the Python of a new environment, ARGS="-k ops" goes to pytest,'
 	@echo 'which runs JOBS=2 tests at once.'
 
@@ -22,17 +24,37 @@ test-stock: .venv-stock/installed
 	@echo 'make: the tests marked stock, on the stock OpenMMLab stack'
 	@.venv-stock/bin/python -m pytest -n $(JOBS) --dist worksteal -m stock $(ARGS)
 
+test-newest: .venv-newest/installed
+	@echo 'make: the core tests on the OneDL stack with the newest torch'
+	@.venv-newest/bin/python -m pytest -n $(JOBS) --dist worksteal \
+	    tests/backbones tests/kernels tests/weights tests/compat $(ARGS)
+
+lint: .venv/installed
+	@echo 'make: ruff check, ruff format --check, mypy'
+	@.venv/bin/python -m ruff check .
+	@.venv/bin/python -m ruff format --check .
+	@.venv/bin/python -m mypy
+
+format: .venv/installed
+	@.venv/bin/python -m ruff check --fix .
+	@.venv/bin/python -m ruff format .
+
 clean:
-	rm -rf .venv .venv-stock build focal_mm.egg-info
+	rm -rf .venv .venv-stock .venv-newest .mypy_cache .ruff_cache build focal_mm.egg-info
 
-.venv/installed: STACK = onedl
-.venv-stock/installed: STACK = openmmlab
+.venv/installed: EXTRAS = onedl,test,keypoints,lint
+.venv/installed: CONSTRAINTS = constraints.txt
+.venv-stock/installed: EXTRAS = openmmlab,test,keypoints
+.venv-stock/installed: CONSTRAINTS = constraints.txt
+.venv-newest/installed: EXTRAS = onedl,test,keypoints
+.venv-newest/installed: CONSTRAINTS = .venv-newest/constraints.txt
+.venv-newest/installed: constraints-newest.txt
 
-# The file `installed` is the last thing that an installation writes; `unfinished` marks a new
-# environment until then, because pip takes half a package for a whole one.
-.venv/installed .venv-stock/installed: constraints.txt pyproject.toml setup.py
+# The file `installed` is written last; until then `unfinished` marks a new environment, because pip
+# accepts a partly unpacked package as installed.
+.venv/installed .venv-stock/installed .venv-newest/installed: constraints.txt pyproject.toml setup.py
 	@if [ -e $(@D)/unfinished ]; then \
-	    echo 'make: an installation into $(@D) was cut short; starting over'; \
+	    echo 'make: the last installation into $(@D) was interrupted; starting over'; \
 	    rm -rf $(@D); \
 	fi
 	@if [ ! -e $(@D) ]; then \
@@ -45,13 +67,21 @@ clean:
 	    echo "make: new environment $(@D) with Python $$version"; \
 	    mkdir $(@D) && touch $(@D)/unfinished && "$(PYTHON)" -m venv $(@D); \
 	fi
-	@echo 'make: installing torch, the $(STACK) stack and focal_mm into $(@D)' \
+	@echo 'make: installing torch, OpenMMLab and focal_mm [$(EXTRAS)] into $(@D)' \
 	    '(6 GB on disk; a few minutes from nothing)'
-	@$(@D)/bin/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt \
-	    -e '.[$(STACK),test,keypoints]'
-	@$(@D)/bin/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt \
+# constraints-newest.txt, and the lines of constraints.txt whose package it does not name.
+	@awk -F== 'FNR == NR { newer[$$1]; print; next } !($$1 in newer)' \
+	    constraints-newest.txt constraints.txt > $(@D)/constraints.txt
+	@$(@D)/bin/python -m pip install --disable-pip-version-check --no-compile -c $(CONSTRAINTS) \
+	    -e '.[$(EXTRAS)]'
+	@$(@D)/bin/python -m pip install --disable-pip-version-check --no-compile -c $(CONSTRAINTS) \
 	    --no-deps mmpose
+# Bytecode, without which each import compiles thousands of files again where Python may not write
+# any itself (PYTHONDONTWRITEBYTECODE). compileall uses all cores, and pip one. It fails on the few
+# files in site-packages that are templates or Python 2.
+	@echo 'make: compiling the packages of $(@D) to bytecode'
+	@$(@D)/bin/python -m compileall -qq -j 0 $(@D)/lib || true
 	@rm -f $(@D)/unfinished
 	@touch $@
 
-.PHONY: help demo test test-stock clean
+.PHONY: help demo test test-stock test-newest lint format clean

@@ -1,4 +1,5 @@
 """Builds focal_mm; pyproject.toml holds all that needs no code."""
+
 import shutil
 from pathlib import Path
 
@@ -17,8 +18,9 @@ class BuildWithConfigs(build_py):
         if self.editable_mode:  # focal_mm finds the folders of the source tree
             return
         for folder in ('configs', 'tools'):
-            shutil.copytree(folder, package / '.mim' / folder,
-                            ignore=shutil.ignore_patterns('__pycache__'))
+            shutil.copytree(
+                folder, package / '.mim' / folder, ignore=shutil.ignore_patterns('__pycache__')
+            )
         shutil.copy('model-index.yml', package / '.mim')
 
 
