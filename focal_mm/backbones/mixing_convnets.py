@@ -84,9 +84,7 @@ class MixingConvNet(BaseModule, FittedBackbone):
         return tuple(outs[i] for i in self.out_indices)
 
     def train(self, mode: bool = True) -> 'MixingConvNet':
-        """Set the mode as :meth:`torch.nn.Module.train`; ``norm_eval`` keeps every BatchNorm in eval
-        mode.
-        """
+        """Set the mode as :meth:`torch.nn.Module.train`, but for BatchNorms under ``norm_eval``."""
         super().train(mode)
         if self.norm_eval:
             fix_statistics(self)
