@@ -24,11 +24,11 @@ from .compat import versions
 versions.require_stack()
 compat.install()
 
-from . import backbones, config, heads, weights  # noqa: E402
+from . import backbones, config, heads, kernels, weights  # noqa: E402
 
 config.register_configs()
 heads.register()
 weights.register()
 
 __version__ = '0.1.0'
-__all__ = ['backbones', 'config', 'heads', 'weights']
+__all__ = ['backbones', 'config', 'heads', 'kernels', 'weights']

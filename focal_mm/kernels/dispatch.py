@@ -81,7 +81,7 @@ def is_fast(*tensors: Tensor | None) -> bool:
             tensor is None
             or (
                 type(tensor) in (Tensor, nn.Parameter)
-                and tensor.device.type in ('cpu', 'cuda')
+                and tensor.device.type in ('cpu', 'cuda', 'meta')  # meta: to estimate memory
                 and tensor.is_floating_point()
                 and tensor.numel() > 0
             )

@@ -127,6 +127,8 @@ def cached_chunks(
         the bias indices of the plan that the columns stand for; None if it has none.
     """
     queries, keys, bias_index, mask = windows.plan(device)
+    if queries.is_meta:  # no values to look at
+        return [Plan(queries, keys, None, mask)], None if bias_index is None else bias_index[0]
     distinct, index = None, torch.arange(keys.shape[1], device=device).expand_as(keys)
     if bias_index is not None:
         distinct, index = bias_index.unique(return_inverse=True)

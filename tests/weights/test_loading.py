@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from mmengine.model import ExponentialMovingAverage
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import nn
 
@@ -251,6 +251,7 @@ def test_foreign_file_is_refused_in_a_detector_too(tmp_path, road):
 
 
 def test_file_without_a_head_is_refused_by_a_classifier(tmp_path):
+    init_default_scope('mmpretrain')
     model = MODELS.build(
         dict(
             type='mmpretrain.ImageClassifier',
