@@ -9,8 +9,6 @@ from torch._dynamo.testing import CompileCounter
 
 from focal_mm.backbones import FocalNet, FocalTransformer, MixFormer
 
-pytestmark = pytest.mark.stock
-
 DYNAMIC = torch.export.Dim.DYNAMIC
 ONE_STAGE = dict(
     arch=dict(embed_dims=32, depths=(2,)),

@@ -5,8 +5,6 @@ import torch.nn.functional as F
 from focal_mm.kernels import depthwise
 from focal_mm.kernels.depthwise import depthwise_conv, weight_gradient
 
-pytestmark = pytest.mark.stock
-
 
 @pytest.mark.parametrize('kernel', [1, 3, 9, 11, 13, 15])
 def test_kernels_of_every_width_give_the_plain_convolution(kernel):

@@ -12,8 +12,6 @@ from torch._subclasses import FakeTensorMode
 from focal_mm.backbones.focalnet import FocalModulation
 from focal_mm.kernels import dispatch, gated_context, use
 
-pytestmark = pytest.mark.stock
-
 # Batch, channels, height, width, levels, first kernel, dtype: blocks of channels and tiles that are
 # full and that are not, maps smaller than a kernel and larger, no level at all.
 CASES = [

@@ -6,8 +6,6 @@ from focal_mm.backbones.base import Mlp
 from focal_mm.kernels import linear
 from focal_mm.kernels.linear import project
 
-pytestmark = pytest.mark.stock
-
 
 def plain(mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
     return mlp.fc2(mlp.act(mlp.fc1(x)))

@@ -10,8 +10,6 @@ from focal_mm.kernels import use, window_attention
 from focal_mm.kernels.window_attention import cached_chunks
 from focal_mm.kernels.window_plans import FocalWindows, NearestWindows, Plan, Windows
 
-pytestmark = pytest.mark.stock
-
 HEADS, SIZE, CPU = 2, (26, 33), torch.device('cpu')
 WINDOWS = {
     'focal': FocalWindows(*SIZE, 7, None, 3, 5, 2),
