@@ -255,8 +255,8 @@ class FocalTransformer(StagedBackbone):
             focal_topk=focal_topk,
             use_conv_embed=use_conv_embed,
         )
-        blocks_of: tuple[int, ...] = tuple(sizes['depths'])
-        count = len(blocks_of)
+        stage_depths: tuple[int, ...] = tuple(sizes['depths'])
+        count = len(stage_depths)
         heads, levels, windows, expand = (
             per_stage('FocalTransformer', name, sizes[name], count)
             for name in ('num_heads', 'focal_levels', 'focal_windows', 'expand_sizes')
@@ -264,7 +264,7 @@ class FocalTransformer(StagedBackbone):
         dims = [sizes['embed_dims'] * 2**i for i in range(count)]
         stem_overlap, overlap = (patch_size // 2, 1) if sizes['use_conv_embed'] else (None, None)
         embed = PreNormPatchEmbed if use_pre_norm else PatchEmbed
-        drop_paths = iter(np.linspace(0, drop_path_rate, sum(blocks_of)).tolist())
+        drop_paths = iter(np.linspace(0, drop_path_rate, sum(stage_depths)).tolist())
 
         stages = []
         for i, dim in enumerate(dims):
@@ -301,7 +301,7 @@ class FocalTransformer(StagedBackbone):
                     act_cfg,
                     norm_cfg,
                 )
-                for number in range(blocks_of[i])
+                for number in range(stage_depths[i])
             ]
             down = embed(dim, 2 * dim, 2, overlap, norm_cfg) if i < count - 1 else None
             stages.append(Stage(blocks, down, with_cp))

@@ -226,8 +226,8 @@ class FocalNet(StagedBackbone):
             modulation = MODULATIONS[modulation]
         if layer_scale_init_value != 'arch':
             sizes['layer_scale_init_value'] = layer_scale_init_value
-        blocks_of: tuple[int, ...] = tuple(sizes['depths'])
-        count = len(blocks_of)
+        stage_depths: tuple[int, ...] = tuple(sizes['depths'])
+        count = len(stage_depths)
         levels = per_stage('FocalNet', 'focal_levels', sizes['focal_levels'], count)
         windows = per_stage('FocalNet', 'focal_windows', sizes['focal_windows'], count)
         dims = [sizes['embed_dims'] * 2**i for i in range(count)]
@@ -235,7 +235,7 @@ class FocalNet(StagedBackbone):
         stem_overlap = overlap = None
         if sizes['use_conv_embed']:
             stem_overlap, overlap = patch - 1 if out_norm else patch // 2, 1
-        drop_paths = iter(np.linspace(0, drop_path_rate, sum(blocks_of)).tolist())
+        drop_paths = iter(np.linspace(0, drop_path_rate, sum(stage_depths)).tolist())
 
         stages = []
         for i, dim in enumerate(dims):
@@ -261,7 +261,7 @@ class FocalNet(StagedBackbone):
                     mlp_act_cfg or act_cfg,
                     norm_cfg,
                 )
-                for _ in range(blocks_of[i])
+                for _ in range(stage_depths[i])
             ]
             down = PatchEmbed(dim, 2 * dim, 2, overlap, norm_cfg) if i < count - 1 else None
             stages.append(Stage(blocks, down, with_cp))

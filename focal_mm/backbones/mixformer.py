@@ -262,13 +262,13 @@ class MixFormer(StagedBackbone):
             num_heads=num_heads,
             drop_path_rate=drop_path_rate,
         )
-        blocks_of: tuple[int, ...] = tuple(sizes['depths'])
-        count, dims = len(blocks_of), sizes['embed_dims']
+        stage_depths: tuple[int, ...] = tuple(sizes['depths'])
+        count, dims = len(stage_depths), sizes['embed_dims']
         if isinstance(dims, int):
             dims = [dims * 2**i for i in range(count)]
         dims = per_stage('MixFormer', 'embed_dims', dims, count)
         heads = per_stage('MixFormer', 'num_heads', sizes['num_heads'], count)
-        drop_paths = iter(np.linspace(0, sizes['drop_path_rate'], sum(blocks_of)).tolist())
+        drop_paths = iter(np.linspace(0, sizes['drop_path_rate'], sum(stage_depths)).tolist())
 
         mixing = MixingAttention if parallel else SuccessiveAttention
         ffn = ConvMlp if mlp_dwconv else Mlp
@@ -295,7 +295,7 @@ class MixFormer(StagedBackbone):
                     next(drop_paths),
                     norm_cfg,
                 )
-                for j in range(blocks_of[i])
+                for j in range(stage_depths[i])
             ]
             down = ConvMerging(dim, dims[i + 1]) if i < count - 1 else None
             stages.append(Stage(blocks, down, with_cp))
