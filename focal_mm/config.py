@@ -13,7 +13,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 
 _PREFIX = 'focal_mm::'
-# An installed focal_mm has configs/ in .mim, as mim expects; in a source tree it is beside us.
+# An installed focal_mm has configs/ in .mim, as mim expects; in a source tree it is beside the
+# package.
 _MIM = Path(__file__).parent / '.mim'
 CONFIGS = (_MIM if _MIM.is_dir() else Path(__file__).parents[1]) / 'configs'
 
@@ -29,15 +30,15 @@ def register_configs() -> None:
 
     The names are then accepted by ``Config.fromfile``, ``_base_`` and ``mmengine.hub.get_config``.
     mmengine knows this notation for its own packages from a table, which is not enough: it needs
-    ``.mim`` inside the package, which a source tree does not have; it gives every inherited dict
-    the package as the scope of its registry, and focal_mm has no scope; and ``Config.fromfile``
-    takes no such name at all. So the three functions are wrapped. They pass on every other name
-    (``Config.fromfile`` now takes names of other packages too). Calling again changes nothing.
+    ``.mim`` inside the package, which a source tree does not have; it makes the package the
+    registry scope of every inherited dict, and focal_mm has no scope; and ``Config.fromfile`` takes
+    no such name at all. Therefore the three functions are wrapped. They pass on every other name,
+    and ``Config.fromfile`` also takes names of other packages. Calling again changes nothing.
     """
     if 'focal_mm' in MODULE2PACKAGE:
         return
     MODULE2PACKAGE['focal_mm'] = 'focal_mm'
-    if find_spec('mmseg'):  # the table has mmsegmentation, which OneDL's package is not called
+    if find_spec('mmseg'):  # the table says mmsegmentation; OneDL's package has another name
         MODULE2PACKAGE['mmseg'] = 'mmseg'
     get_cfg_path, fromfile, get_config = Config._get_cfg_path, Config.fromfile, hub.get_config
 
@@ -102,7 +103,7 @@ def dicts(node: Any, seen: set[int] | None = None) -> Iterator[ConfigDict]:
 
 
 def type_name(node: ConfigDict) -> str:
-    """Return the name of the type that a dict builds, without its scope, or ``''``.
+    """Return the name of the type that a dict builds, without its scope, or ``''`` if it has none.
 
     The type is a string, or a class in newer configs.
     """

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels.dispatch import cached, can_fuse
+from ..kernels.dispatch import cached, can_fuse, record_choice
 from ..kernels.linear import PatchConv2d, mlp
 from ..kernels.window_plans import padding_to_multiple
 from ..weights.loading import CheckpointError, FittedBackbone, FittedModule, initial_state
@@ -27,20 +27,22 @@ from ..weights.loading import CheckpointError, FittedBackbone, FittedModule, ini
 def resolve_arch(
     family: str, archs: dict[str, dict], arch: str | dict | None, **given: Any
 ) -> dict[str, Any]:
-    """Return the settings of an arch, overridden by those that were given beside it.
+    """Return the settings of an arch, overridden by the settings given beside it.
 
     Args:
         family (str): Name of the backbone, for the errors.
         archs (dict): Name to settings. Every arch has the same keys.
-        arch (str, dict or None): A name, or the settings themselves; those that a dict lacks, but
-            for ``embed_dims`` and ``depths``, are the first arch's. None: an empty dict.
+        arch (str, dict or None): A name, or the settings themselves. Settings that a dict lacks
+            come from the first arch, except ``embed_dims`` and ``depths``, which are required.
+            None: an empty dict.
         given: Settings that override the arch's; None leaves the arch's own.
 
     Returns:
         dict: Settings.
 
     Raises:
-        ValueError: For an unknown name (with the near ones), an unknown setting, or a missing one.
+        ValueError: For an unknown name (similar names are listed), an unknown setting, or a
+            missing one.
     """
     first = next(iter(archs.values()))
     if isinstance(arch, str):
@@ -59,12 +61,13 @@ def resolve_arch(
     settings = {**first, **arch}
     settings.update((key, value) for key, value in given.items() if value is not None)
     if isinstance(settings['depths'], int):
-        settings['depths'] = (settings['depths'],) * 4
+        own = {**first, **arch}['depths']
+        settings['depths'] = (settings['depths'],) * (4 if isinstance(own, int) else len(own))
     return settings
 
 
 def per_stage(family: str, name: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
-    """Return one value for each stage; an int stands for equal ones.
+    """Return one value for each stage; an int is repeated for all stages.
 
     Raises:
         ValueError: If there are more or fewer values than stages.
@@ -81,8 +84,8 @@ def per_stage(family: str, name: str, value: int | Sequence[int], stages: int) -
 
 @cached(maxsize=64)
 def relative_index(window_size: int, region: int, device: torch.device) -> Tensor:
-    """Return where a table of (window_size + region - 1)^2 biases has the bias between each query
-    in a window and each key in a region, both counted row by row: shape (window_size^2,
+    """Return the index, in a table of (window_size + region - 1)^2 biases, of the bias between each
+    query in a window and each key in a region, both counted row by row: shape (window_size^2,
     region^2).
     """
     side = window_size + region - 1
@@ -101,7 +104,7 @@ def fix_statistics(module: nn.Module) -> None:
 
 @contextmanager
 def _kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of a module's BatchNorms as they are, though in training mode."""
+    """Keep the running statistics of a module's BatchNorms unchanged in training mode."""
     norms = [
         (child, child.momentum, child.num_batches_tracked)
         for child in module.modules()
@@ -117,11 +120,11 @@ def _kept_statistics(module: nn.Module) -> Iterator[None]:
 
 
 class Mlp(BaseModule):
-    """Two linear layers with an activation between, on the last axis.
+    """Two linear layers with an activation between them, on the last axis.
 
     Args:
         dim (int): Channels in and out.
-        hidden_dim (int): Channels between.
+        hidden_dim (int): Channels between the two layers.
         act_cfg (dict): The activation. Default: GELU.
         drop (float): Dropout rate after each linear layer. Default: 0.
     """
@@ -144,7 +147,7 @@ class Mlp(BaseModule):
 
 
 class PatchEmbed(FittedModule):
-    """Splits a map into patches and embeds each; the stem, and the step between two stages.
+    """Patch embedding: the stem, and the step between two stages.
 
     The map is zero-padded at the right and at the bottom to a multiple of the patch.
 
@@ -152,9 +155,9 @@ class PatchEmbed(FittedModule):
         in_channels (int): Channels in.
         embed_dims (int): Channels out.
         patch_size (int): Side p of a patch, and the stride, in pixels.
-        overlap (int or None): None: a patch sees its own pixels. An int: the convolution is
-            overlapped (FocalNet, Table 2), with kernels of 2p - 1 (7 for patches of 4, 3 for those
-            of 2), and this is its padding in pixels.
+        overlap (int or None): None: a patch sees only its own pixels. An int: the convolution is
+            overlapped (FocalNet, Table 2), with kernels of 2p - 1 (7 for p = 4, 3 for p = 2), and
+            this is its padding in pixels.
         norm_cfg (dict or None): The norm after the convolution. None: none.
     """
 
@@ -177,8 +180,8 @@ class PatchEmbed(FittedModule):
         self.norm = build_norm_layer(norm_cfg, embed_dims)[1] if norm_cfg else nn.Identity()
 
     def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Check that the checkpoint has kernels of this size; overlapped and plain ones see other
-        pixels.
+        """Check that the checkpoint has kernels of this size; overlapped and plain kernels see
+        different pixels.
 
         Raises:
             CheckpointError: If it has the other kind.
@@ -200,13 +203,13 @@ class PatchEmbed(FittedModule):
 
 
 class ScaledBlock(BaseModule):
-    """Base of blocks whose two branches have stochastic depth and, if wanted, a learned scale a
-    channel.
+    """Base of blocks whose two branches have stochastic depth and, optionally, a learned scale for
+    each channel.
 
     Args:
         dim (int): Channels C.
         drop_path (float): Rate of stochastic depth.
-        layer_scale_init_value (float or None): Start of the scales. None: there are none.
+        layer_scale_init_value (float or None): Initial value of the scales. None: no scales.
     """
 
     def __init__(self, dim: int, drop_path: float, layer_scale_init_value: float | None) -> None:
@@ -248,50 +251,55 @@ class Stage(FittedModule):
 
     def recompute(self, block: nn.Module, x: Tensor) -> Tensor:
         """Run a block whose results are computed again in the backward pass."""
-        if torch.compiler.is_compiling():  # a compiler updates BatchNorm statistics once by itself
+        if torch.compiler.is_compiling():  # torch.compile updates BatchNorm statistics only once
             return checkpoint(block, x, use_reentrant=False)
-        # Recomputation must not update BatchNorm statistics twice.
+        choice = record_choice()
+
+        @contextmanager
+        def recomputation() -> Iterator[None]:
+            # Kernels store what they stored before; BatchNorm statistics are not updated twice.
+            with choice(), _kept_statistics(block):
+                yield
+
         return checkpoint(
-            block,
-            x,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _kept_statistics(block)),
+            block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), recomputation())
         )
 
 
 class StagedBackbone(BaseModule, FittedBackbone):
-    """Patch embedding, stages, and a map out of each stage that was asked for.
+    """Patch embedding and stages, with one map returned from each stage in ``out_indices``.
 
-    All families take these arguments:
+    The families share these arguments (``attn_drop_rate`` and ``mlp_act_cfg`` where noted):
 
     - ``in_channels`` (int): Channels of the image. Default: 3.
     - ``patch_size`` (int): Side of a patch in pixels, the stride of the first map. Default: 4.
     - ``mlp_ratio`` (float): Hidden channels of the MLPs, as a multiple. Default: 4.
-    - ``drop_rate``, ``attn_drop_rate`` (float): Dropout rates of layers and, where there is
-      attention, of its weights. Default: 0.
-    - ``drop_path_rate`` (float): Stochastic depth of the last block, from 0 at the first one on.
-      Default: 0; in MixFormer that of the arch.
+    - ``drop_rate`` (float): Dropout rate of layers. Default: 0.
+    - ``attn_drop_rate`` (float): Dropout rate of attention weights; Focal Transformer and
+      MixFormer. Default: 0.
+    - ``drop_path_rate`` (float): Stochastic depth of the last block; it grows linearly from 0 at
+      the first block. Default: 0; in MixFormer, the rate of the arch.
     - ``norm_cfg`` (dict): Norms over channels. Default: LN with eps 1e-5.
     - ``act_cfg`` (dict): Activations. Default: GELU.
-    - ``mlp_act_cfg`` (dict, optional): Activations of the MLPs alone, where there are others.
+    - ``mlp_act_cfg`` (dict, optional): Activations of the MLPs alone; FocalNet and MixFormer.
       Default: ``act_cfg``.
     - ``out_indices`` (Sequence[int], optional): Stages whose maps are returned. Default: all.
     - ``out_norm`` (bool): Whether each map passes a norm of its own, ``norm{i}``, as in the
       official detectors. False: the raw maps, as in the classifiers. Default: True.
-    - ``frozen_stages`` (int): -1: none; 0: the patch embedding; n: and the first n stages. Default:
-      -1.
+    - ``frozen_stages`` (int): -1: none; 0: the patch embedding; n: the patch embedding and the
+      first n stages. Default: -1.
     - ``with_cp`` (bool): Recomputes blocks in the backward pass to save memory. Default: False.
-    - ``init_cfg`` (dict or list, optional): Initialization. Default: linear layers from a normal
-      distribution truncated at 2, std 0.02; MixFormer's convolutions by Kaiming's.
+    - ``init_cfg`` (dict or list, optional): Initialization. Default: linear layers from a truncated
+      normal distribution with std 0.02; MixFormer's convolutions by Kaiming's method.
 
     Args:
         patch_embed (nn.Module): Maps (N, in_channels, H, W) to (N, H', W', C).
-        stages (Sequence[Stage]): Each stage; all but the last have a step down.
+        stages (Sequence[Stage]): The stages; all but the last have a step down.
         dims (Sequence[int]): Channels of each stage.
         drop_rate (float): Dropout rate after the patch embedding.
         out_indices (Sequence[int] or None): Stages whose maps are returned. None: all.
         out_norm (bool): Whether each output passes a norm of its own, ``norm{i}``.
-        norm_cfg (dict): Those norms.
+        norm_cfg (dict): The output norms.
         frozen_stages (int): -1: nothing is frozen. n >= 0: the patch embedding and the first n
             stages, with their output norms, keep their weights and stay in eval mode.
         init_cfg (dict or list): Initialization, see :class:`mmengine.model.BaseModule`.
@@ -332,7 +340,7 @@ class StagedBackbone(BaseModule, FittedBackbone):
         self.frozen_stages = frozen_stages
         self.patch_embed: Any = patch_embed
         self.pos_drop = nn.Dropout(drop_rate)
-        self.layers: Any = nn.ModuleList(stages)  # whose type forgets that they are stages
+        self.layers: Any = nn.ModuleList(stages)  # Any: ModuleList does not keep the type Stage
         if out_norm:
             for i in self.out_indices:
                 self.add_module(f'norm{i}', build_norm_layer(norm_cfg, dims[i])[1])
@@ -369,8 +377,9 @@ class StagedBackbone(BaseModule, FittedBackbone):
                 module.eval().requires_grad_(False)
 
     def _checkpoint_filter(self, state_dict: dict, prefix: str, *_: Any) -> None:
-        """Give each part of a published classifier to its place in an ``ImageClassifier``.
-        mmpretrain looks for this name, and calls it before such a model loads a state dict.
+        """Rename each part of a published classifier for its place in an ``ImageClassifier``.
+        mmpretrain looks for this method by name and calls it before such a model loads a state
+        dict.
         """
         if f'{prefix}patch_embed.proj.weight' not in state_dict:
             return

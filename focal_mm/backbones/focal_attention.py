@@ -1,8 +1,8 @@
 """Focal attention, sections 3.1 and 3.2 of Focal Transformer (arXiv:2107.00641), and its faster
 version.
 
-The side of a sub-window here is the paper's focal window size s_w; ``focal_window`` here, as in the
-official code, is its focal region size s_r.
+The side of a sub-window is the paper's focal window size s_w. ``focal_window``, as in the official
+code, is the paper's focal region size s_r.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from .base import relative_index
 
 
 class SubWindowPool(FittedModule):
-    """Sub-window pooling, Eq. 1: a map's side x side sub-windows, each made one token.
+    """Sub-window pooling, Eq. 1: each side x side sub-window of a map becomes one token.
 
     Args:
         dim (int): Channels C.
         side (int): Side of a sub-window, s_w.
-        method (str): ``'fc'``: one learned weight a position; ``'conv'``: one a position and
-            channel; ``'mean'``; ``'max'``. The learned ones start as the mean.
+        method (str): ``'fc'``: one learned weight for each position; ``'conv'``: one for each
+            position and channel; ``'mean'``; ``'max'``. Learned weights start as the mean.
     """
 
     methods = ('fc', 'conv', 'mean', 'max')
@@ -76,7 +76,7 @@ class MultiLevelAttention(nn.Module):
 
     Args:
         dim (int): Channels C.
-        num_heads (int): Attention heads; they divide C.
+        num_heads (int): Attention heads; a divisor of C.
         window_size (int): Side of a window, s_p. Default: 7.
         pooled_levels (int): Pooled maps that are attended to. Default: 0.
         qkv_bias (bool): Bias of the query, key and value projection. Default: True.
@@ -118,12 +118,11 @@ class MultiLevelAttention(nn.Module):
 
         Args:
             maps (Sequence[Tensor]): The map, zero-padded to whole windows, shape (N, H', W', C),
-                and its pooled maps, finest last: map k has 2^k x 2^k tokens a window.
+                and its pooled maps, finest last: map k has 2^k x 2^k tokens for each window.
             height (int): Height of the map before padding.
             width (int): Width of the map before padding.
             shift (tuple[int, int], optional): By how many tokens windows are shifted down and to
-                the right; the pooled maps are of the map that is rolled by as much. None: they are
-                not.
+                the right; the pooled maps are made from the shifted map. None: no shift.
 
         Returns:
             Tensor: Shape (N, height, width, C), without the padding.
@@ -139,8 +138,8 @@ class MultiLevelAttention(nn.Module):
 
 
 class BiasTables(nn.Module):
-    """Position biases of the pooled levels, with the names of a ``nn.ParameterList``. They are
-    taken by a call: tools that load a module's weights when it is called see one.
+    """Position biases of the pooled levels, named as in a ``nn.ParameterList``. Calling the module
+    returns them, so that tools that load weights when a module is called (accelerate) work.
 
     Args:
         tables (Sequence[nn.Parameter]): The table of each level.
@@ -249,7 +248,7 @@ class FocalAttention(MultiLevelAttention, FittedModule):
 
     def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Interpolate the biases of another window size, focal window or depth of surroundings;
-        see :mod:`focal_mm.weights.resize`. Missing ones of the surroundings start at zero.
+        see :mod:`focal_mm.weights.resize`. Missing biases of the surroundings start at zero.
         """
         qkv = state_dict.get(f'{prefix}qkv.weight')
         for name, own in self.named_parameters():
@@ -284,8 +283,8 @@ class NearestAttention(MultiLevelAttention):
     """Attention to the nearest tokens and windows.
 
     The tokens of a window attend to the tokens nearest to its middle, and to the nearest windows,
-    each pooled to one token. B of Eq. 3 comes from a small network that is given how far the key
-    is from the query, in tokens. The number of tokens depends neither on the map's size nor on its
+    each pooled to one token. A small network computes B of Eq. 3 from the offset of the key from
+    the query, in tokens. The number of tokens depends neither on the map's size nor on its
     borders, so nothing wraps around and nothing is masked, shifted windows included.
 
     Args:
@@ -295,7 +294,8 @@ class NearestAttention(MultiLevelAttention):
         kwargs: Arguments of :class:`MultiLevelAttention`.
 
     Raises:
-        ValueError: If the heads don't divide C, there is no token, or more than a pooled level.
+        ValueError: If the heads don't divide C, ``topk`` is below 1, or there is more than one
+            pooled level.
     """
 
     def __init__(self, *args: Any, topk: int = 128, **kwargs: Any) -> None:
@@ -328,8 +328,8 @@ class NearestAttention(MultiLevelAttention):
         """Return B of Eq. 3 between each query of a window and keys.
 
         Args:
-            offsets (Tensor): How far the keys are from the middle of the window, as the bias
-                indices of :class:`NearestWindows`, shape (windows, keys).
+            offsets (Tensor): Offsets of the keys from the middle of the window, numbered as the
+                bias indices of :class:`NearestWindows`, shape (windows, keys).
             size (tuple[int, int]): Height and width of the padded map.
             dtype (torch.dtype): Type of the networks' input.
 

@@ -20,25 +20,25 @@ from ..weights.resize import fit_gates
 class FocalModulation(FittedModule):
     r"""Focal modulation, section 3.2 and Algorithm 1.
 
-    Each token's query is multiplied by a modulator, its surroundings gathered at L focal levels
-    (Eq. 4) and once over the whole map, each level weighed by the token's own gate (Eq. 5):
+    Each token's query is multiplied by a modulator: the context of the token, gathered at L focal
+    levels (Eq. 4) and once over the whole map, each level weighted by the token's own gate (Eq. 5):
 
     .. math:: y_i = q(x_i) \odot h\Big(\sum_{\ell=1}^{L+1} g_i^\ell \cdot z_i^\ell\Big)
         \qquad\text{(Eq. 6)}
 
     Args:
         dim (int): Channels C.
-        focal_level (int): L, the number of focal levels; 0 leaves the global context alone.
+        focal_level (int): L, the number of focal levels; with 0, only the global context is used.
         focal_window (int): Kernel size k of the first level, odd.
         focal_factor (int): Growth of k from level to level, even. Default: 2.
-        use_postln (bool): Norm before the output projection. Default: False.
+        use_postln (bool): Applies a norm before the output projection. Default: False.
         normalize_modulator (bool): Divides the gathered context by L + 1. Default: False.
         act_cfg (dict): The activation of Eq. 4. Default: GELU.
         norm_cfg (dict): The norm of ``use_postln``. Default: LN.
         drop (float): Dropout rate of the output. Default: 0.
 
     Attributes:
-        keep_maps (bool): Whether the next forward keeps ``gates`` (N, H, W, L + 1) and
+        keep_maps (bool): Whether each forward stores ``gates`` (N, H, W, L + 1) and
             ``modulator`` (N, H, W, C), detached, on the module (Figures 3 and 4). Default: False.
 
     Raises:
@@ -98,8 +98,8 @@ class FocalModulation(FittedModule):
         return self.proj_drop(project(self.proj, self.ln(self.modulate(query, modulator))))
 
     def gather(self, context: Tensor, gates: Tensor) -> Tensor:
-        """Gather the context of every token: steps 1 and 2, in one kernel where both are the
-        paper's.
+        """Gather the context of every token: steps 1 and 2, in one kernel unless a step has been
+        replaced.
 
         Args:
             context (Tensor): z^0, shape (N, C, H, W).
@@ -110,7 +110,7 @@ class FocalModulation(FittedModule):
         """
         kernels = kernels_of(self.focal_layers)
         if kernels is not None and can_fuse(
-            self.contextualize, self.aggregate, (self.act, nn.GELU)
+            (self, 'contextualize'), (self, 'aggregate'), (self.act, nn.GELU)
         ):
             context = gated_context(context, gates, *kernels)
         else:
@@ -185,7 +185,7 @@ class FocalModulation(FittedModule):
 
 
 class AdditiveModulation(FocalModulation):
-    """Adds the modulator to the query (Table 10, additive)."""
+    """Modulation that adds the modulator to the query (Table 10, additive)."""
 
     def modulate(self, query: Tensor, modulator: Tensor) -> Tensor:
         """Combine query and modulator, both (N, H, W, C)."""
@@ -193,7 +193,7 @@ class AdditiveModulation(FocalModulation):
 
 
 class NoGlobalModulation(FocalModulation):
-    """Leaves the global context out (Table 11)."""
+    """Modulation without the global context (Table 11)."""
 
     fewest_levels = 1
 
@@ -203,7 +203,7 @@ class NoGlobalModulation(FocalModulation):
 
 
 class TopOnlyModulation(FocalModulation):
-    """Takes level L alone (Table 11)."""
+    """Modulation by level L alone (Table 11)."""
 
     fewest_levels = 1
 
@@ -213,7 +213,7 @@ class TopOnlyModulation(FocalModulation):
 
 
 class NoGatingModulation(FocalModulation):
-    """Has gates of 1 (Table 11)."""
+    """Modulation with all gates equal to 1 (Table 11)."""
 
     def gather(self, context: Tensor, gates: Tensor) -> Tensor:
         """Gather the context of every token with equal weights."""
@@ -221,7 +221,7 @@ class NoGatingModulation(FocalModulation):
 
 
 class PoolingModulation(FocalModulation):
-    """Has average pooling in place of convolutions and activations (Table 10, pooling)."""
+    """Modulation with average pooling in place of convolutions and activations (Table 10)."""
 
     def __init__(
         self, dim: int, focal_level: int, focal_window: int, focal_factor: int = 2, **kwargs: Any
@@ -237,8 +237,8 @@ class PoolingModulation(FocalModulation):
 class ConvNetModulation(FocalModulation):
     """Depth-wise ConvNet, y = q(GELU(h(z^L))) (Table 10).
 
-    Query and context have linear layers of their own, ``q`` and ``f``; they are the first rows of
-    ``f`` in a checkpoint of another modulation.
+    Query and context have linear layers of their own, ``q`` and ``f``. In a checkpoint of another
+    modulation they are the first and the second C rows of ``f``. ``keep_maps`` has no effect.
     """
 
     def __init__(self, dim: int, *args: Any, **kwargs: Any) -> None:
@@ -263,7 +263,7 @@ class ConvNetModulation(FocalModulation):
                 state_dict[f'{prefix}f.{name}'] = joint[self.dim : 2 * self.dim]
 
 
-# By the name that `FocalNet(modulation=...)` takes. One checkpoint of 'focal' serves them all.
+# The names that `FocalNet(modulation=...)` takes. A checkpoint of 'focal' loads into all of them.
 MODULATIONS: dict[str, type[FocalModulation]] = dict(
     focal=FocalModulation,
     additive=AdditiveModulation,

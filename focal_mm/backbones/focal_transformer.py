@@ -30,8 +30,8 @@ class FocalTransformerBlock(ScaledBlock):
         mlp_ratio (float): Hidden channels of the MLP, as a multiple of C. Default: 4.
         drop (float): Dropout rate in the MLP. Default: 0.
         drop_path (float): Rate of stochastic depth. Default: 0.
-        layer_scale_init_value (float or None): Start of a learned scale a channel on both branches.
-            None: there is none. Default: None.
+        layer_scale_init_value (float or None): Initial value of a learned scale for each channel
+            on both branches. None: no scale. Default: None.
         act_cfg (dict): Activation. Default: GELU.
         norm_cfg (dict): Norms. Default: LN.
     """
@@ -73,7 +73,7 @@ class FocalTransformerBlock(ScaledBlock):
         x = pad_to_multiple(x, self.window_size)
         shift = None
         if self.shift_size:
-            # A map of one window has no other window to shift to.
+            # A map that is one window high or wide is not shifted.
             rows, cols = (side // self.window_size for side in x.shape[1:3])
             shift = (self.shift_size * (1 - 1 // rows) * (1 - 1 // cols),) * 2
         return self.attn([x, *self.pool(x, shift)], height, width, shift)
@@ -103,7 +103,7 @@ class FocalTransformerBlock(ScaledBlock):
 
 
 class PreNormPatchEmbed(PatchEmbed):
-    """:class:`.base.PatchEmbed` with a norm of the map before, which keeps its values small."""
+    """:class:`.base.PatchEmbed` after a GroupNorm, which keeps the values of the map small."""
 
     def __init__(self, in_channels: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(in_channels, *args, **kwargs)
@@ -111,14 +111,16 @@ class PreNormPatchEmbed(PatchEmbed):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, ceil(H / patch_size), ceil(W / patch_size), embed_dims)."""
-        # Not every transform of torch.func can normalize a map whose channels are last in memory.
+        # GroupNorm fails under some torch.func transforms if channels are last in memory.
         return super().forward(self.pre_norm(x.contiguous()))
 
 
 def _arch(
     embed_dims: int, depths: tuple[int, ...], use_conv_embed: bool, focal_topk: int | None
 ) -> dict:
-    """Return settings; in Table 1 heads have 32 channels, and levels and regions are the same."""
+    """Return settings. All archs of Table 1 have heads of 32 channels and the same levels and
+    regions.
+    """
     return dict(
         embed_dims=embed_dims,
         depths=depths,
@@ -146,8 +148,8 @@ class FocalTransformer(StagedBackbone):
             ``depths`` at least). None: the arguments give them. Default: ``'tiny'``.
 
             - ``tiny``, ``small``, ``base``: Table 1.
-            - ``large``: section 4.1, with 192 channels; the paper's 196 do not divide into heads of
-              32. docs/tables.md compares both.
+            - ``large``: section 4.1, with 192 channels; the paper's 196 are not divisible into
+              heads of 32. docs/tables.md compares both.
             - the same with ``_conv``: overlapped patch embedding.
             - ``fast_tiny``, ``fast_small``, ``fast_base``: the authors' faster version, with
               :class:`NearestAttention` and overlapped patch embedding.
@@ -159,8 +161,9 @@ class FocalTransformer(StagedBackbone):
         focal_levels (int or Sequence[int], optional): Levels of attention of each stage, the fine
             one included. 1 leaves the pooled maps out (Figure 5, window and local).
         focal_windows (int or Sequence[int], optional): Side of the region of the first pooled map
-            of each stage, in windows, odd; it is 2^k - 1 sub-windows more for map k. ImageNet
-            checkpoints have (7, 5, 3, 1), the paper's detectors (15, 13, 9, 7) (section 4.2).
+            of each stage, in windows, odd; the region of map k is 2^k - 1 sub-windows larger.
+            ImageNet checkpoints have (7, 5, 3, 1), the paper's detectors (15, 13, 9, 7) (section
+            4.2).
         expand_sizes (int or Sequence[int], optional): Depth of the surroundings that each stage
             attends to token by token. 0: none (Figure 5, window and global).
         focal_pool (str): How sub-windows are pooled, see :class:`SubWindowPool`; ``'none'`` leaves
@@ -168,12 +171,13 @@ class FocalTransformer(StagedBackbone):
         focal_topk (int, optional): Tokens of each level that a window attends to in the faster
             version, where ``focal_windows`` and ``expand_sizes`` have no meaning.
         use_conv_embed (bool, optional): Overlapped patch embedding.
-        use_shift (bool): Shifts the windows of every other block (Table 8), where the map is
-            larger than a window. Default: False.
-        use_pre_norm (bool): A norm before the patch embeddings between stages. Default: False.
+        use_shift (bool): Shifts the windows of every other block (Table 8) if the map is higher
+            and wider than a window. Default: False.
+        use_pre_norm (bool): Applies a norm before the patch embeddings between stages. Default:
+            False.
         qkv_bias (bool): Bias of the query, key and value projections. Default: True.
-        layer_scale_init_value (float or None): Start of the learned scale on each branch. None:
-            no scale. Default: None.
+        layer_scale_init_value (float or None): Initial value of the learned scale on each branch.
+            None: no scale. Default: None.
         others: Arguments of all families, see :class:`.base.StagedBackbone`.
 
     Raises:
@@ -197,7 +201,7 @@ class FocalTransformer(StagedBackbone):
         if (template, name) != ('fast_{}', 'large')
     }
 
-    # First letters of the constants that the official code stores.
+    # How the names of the constants begin that the official code stores.
     _stored_constants = (
         'relative_position_index',
         'valid_ind_',
@@ -318,7 +322,7 @@ class FocalTransformer(StagedBackbone):
         )
 
     def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Leave out constants of the official code too, which the sizes determine."""
+        """Also leave out the constants that the official code stores; the sizes determine them."""
         super().fit_state_dict(state_dict, prefix)
         for key in list(state_dict):
             if key.startswith(prefix) and key.split('.')[-1].startswith(self._stored_constants):

@@ -26,8 +26,8 @@ class FocalNetBlock(ScaledBlock):
         mlp_ratio (float): Hidden channels of the MLP, as a multiple of C. Default: 4.
         drop (float): Dropout rate in the MLP. Default: 0.
         drop_path (float): Rate of stochastic depth. Default: 0.
-        layer_scale_init_value (float or None): Start of a learned scale a channel on both branches.
-            None: there is none. Default: None.
+        layer_scale_init_value (float or None): Initial value of a learned scale for each channel
+            on both branches. None: no scale. Default: None.
         use_postln (bool): Norms after the branches instead of before. Default: False.
         act_cfg (dict): Activation of the MLP. Default: GELU.
         norm_cfg (dict): Norms. Default: LN.
@@ -68,7 +68,8 @@ class FocalNetBlock(ScaledBlock):
             gamma = getattr(self, name)
             if gamma is not None:
                 layer.weight.mul_(gamma.view(-1, *[1] * (layer.weight.ndim - 1)))
-                layer.bias.mul_(gamma)
+                if layer.bias is not None:
+                    layer.bias.mul_(gamma)
                 setattr(self, name, None)
         if self.modulation.normalize_modulator:
             self.modulation.h.weight.div_(self.modulation.focal_level + 1)
@@ -84,7 +85,9 @@ def _arch(
     large: bool = False,
     **flags: Any,
 ) -> dict:
-    """Return settings; ``large`` stabilizes big nets: overlapped patches, post-norm, scales."""
+    """Return settings; ``large`` turns on overlapped patches, post-norm and layer scale, which
+    stabilize large networks.
+    """
     return dict(
         dict(
             embed_dims=embed_dims,
@@ -115,8 +118,8 @@ class FocalNet(StagedBackbone):
 
             - ``tiny``, ``small``, ``base`` with ``_srf`` (2 focal levels) or ``_lrf`` (3): Table 1.
             - the same with ``_deep``, deeper and thinner: Table 3.
-            - ``tiny_iso``, ``small_iso``, ``base_iso``, monolithic, patches of 16: Table 13.
-            - ``large_srf``, FocalNet-L of Table 4.
+            - ``tiny_iso``, ``small_iso``, ``base_iso``: Table 13, one stage, patches of 16.
+            - ``large_srf``: FocalNet-L of Table 4.
             - ``large``, ``xlarge``, ``huge`` with ``_fl3`` or ``_fl4``, the ImageNet-22K models:
               3 or 4 focal levels, with the flags of their official yaml files.
         embed_dims (int, optional): Channels of the first stage, doubled from stage to stage.
@@ -132,10 +135,10 @@ class FocalNet(StagedBackbone):
             ``focal_levels`` and ``focal_windows``. Default: ``'focal'``.
         use_conv_embed (bool, optional): Overlapped patch embedding, Table 2. The official
             classifier pads its 7x7 stem by 2 pixels, the official detector (here: ``out_norm``)
-            by 3; here both do. Another patch p has kernels of 2p - 1 and a padding of p / 2, or
-            p - 1.
-        layer_scale_init_value (float, None or 'arch'): Start of the learned scale on each branch.
-            None: no scale. Default: ``'arch'``, as the arch has it.
+            by 3; both are reproduced. For a patch size p, kernels are 2p - 1 and the padding is
+            p // 2 without ``out_norm`` and p - 1 with it.
+        layer_scale_init_value (float, None or 'arch'): Initial value of the learned scale on each
+            branch. None: no scale. Default: ``'arch'``, the value of the arch.
         use_postln (bool, optional): Norms after the branches.
         use_postln_in_modulation (bool, optional): A norm within the modulation.
         normalize_modulator (bool, optional): Divides the gathered context by L + 1.
@@ -153,7 +156,7 @@ class FocalNet(StagedBackbone):
         'small_lrf': _arch(96, (2, 2, 18, 2), 3),
         'base_srf': _arch(128, (2, 2, 18, 2), 2),
         'base_lrf': _arch(128, (2, 2, 18, 2), 3),
-        # Table 3's parameters are those of overlapped patches.
+        # The parameter counts in Table 3 include overlapped patch embedding.
         'tiny_srf_deep': _arch(64, (3, 3, 16, 3), 2, use_conv_embed=True),
         'tiny_lrf_deep': _arch(64, (3, 3, 16, 3), 3, use_conv_embed=True),
         'small_srf_deep': _arch(64, (4, 4, 28, 4), 2, use_conv_embed=True),
@@ -162,7 +165,7 @@ class FocalNet(StagedBackbone):
         'base_lrf_deep': _arch(96, (4, 4, 28, 4), 3, use_conv_embed=True),
         'tiny_iso': _arch(192, (12,), 3, patch_size=16),
         'small_iso': _arch(384, (12,), 3, patch_size=16),
-        # The official builder of this one sets both flags, its yaml neither.
+        # The official builder of this model sets both flags; its yaml file sets neither.
         'base_iso': _arch(
             768, (12,), 3, patch_size=16, layer_scale_init_value=1e-4, use_postln=True
         ),

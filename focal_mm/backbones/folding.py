@@ -1,4 +1,4 @@
-"""Folding, for inference, of norms over the batch into the layers beside them."""
+"""Folding of BatchNorms into adjacent layers, for inference."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def require_eval(net: nn.Module, method: str) -> None:
-    """Refuse to fold a network in training mode, where statistics are those of the batch.
+    """Refuse to fold a network in training mode, where norms use the statistics of the batch.
 
     Raises:
         RuntimeError: In training mode.
@@ -18,7 +18,7 @@ def require_eval(net: nn.Module, method: str) -> None:
 
 
 def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Return the factor and the addend, a channel, of a BatchNorm in eval mode."""
+    """Return the scale and the shift of each channel of a BatchNorm in eval mode."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
@@ -26,8 +26,10 @@ def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def fold_before(layers: nn.Sequential, index: int = 0) -> None:
-    """Fold the norm that follows a convolution of a sequence into it, and leave an identity."""
+    """Fold a norm into the convolution before it in a sequence, and leave an identity."""
     layer, norm = layers[index], layers[index + 1]
+    if isinstance(norm, nn.Identity):  # another tool has folded it
+        return
     assert isinstance(layer, nn.Conv2d) and layer.bias is not None and isinstance(norm, _BatchNorm)
     scale, shift = affine(norm)
     layer.weight.mul_(scale.view(-1, 1, 1, 1))
@@ -37,7 +39,9 @@ def fold_before(layers: nn.Sequential, index: int = 0) -> None:
 
 @torch.no_grad()
 def fold_after(norm: _BatchNorm, layer: nn.Linear | nn.Conv2d) -> None:
-    """Fold the norm of a layer's last inputs into the layer; a convolution must not pad."""
+    """Fold a norm into the layer after it, whose last input channels it normalizes; a convolution
+    must not pad.
+    """
     assert layer.bias is not None
     scale, shift = affine(norm)
     weight = layer.weight[:, -len(scale) :].view(len(layer.weight), len(scale), -1)

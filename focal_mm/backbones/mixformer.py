@@ -83,7 +83,7 @@ class ConvStem(BaseModule):
         embed_dims (int): Channels out.
         patch_size (int): Stride of the stem, in pixels, even. Default: 4.
         act_cfg (dict): Activations. Default: GELU.
-        norm_cfg (dict): Norm of the patches; those of the convolutions are BN. Default: LN.
+        norm_cfg (dict): Norm of the patches; the convolutions have BN. Default: LN.
 
     Raises:
         ValueError: If the patch size is odd.
@@ -128,7 +128,7 @@ class ConvStem(BaseModule):
                 padding_to_multiple(height, self.patch_size),
             ),
         )
-        # Channels last in memory, 3 x 3 convolutions take half the time on a CPU.
+        # With channels last in memory, 3 x 3 convolutions take half the time on a CPU.
         x = self.stem(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
@@ -159,9 +159,9 @@ class ConvMerging(nn.Module):
 
     def fold_norms(self) -> None:
         """See :meth:`MixFormer.fold_norms`."""
-        assert isinstance(self.norm, _BatchNorm)
-        fold_after(self.norm, self.reduction)
-        self.norm = nn.Identity()
+        if isinstance(self.norm, _BatchNorm):
+            fold_after(self.norm, self.reduction)
+            self.norm = nn.Identity()
 
 
 def _arch(
@@ -185,7 +185,7 @@ class MixFormer(StagedBackbone):
             themselves (``embed_dims`` and ``depths`` at least). None: the arguments give them.
             Default: ``'b1'``.
         embed_dims (int or Sequence[int], optional): Channels of the first stage, doubled from
-            stage to stage; or those of each stage (Table 10), multiples of 2 and at least 16.
+            stage to stage; or the channels of each stage (Table 10). Even and at least 16.
         depths (int or Sequence[int], optional): Blocks of each stage. This and the other sizes
             override the arch's; an int stands for equal stages.
         num_heads (int or Sequence[int], optional): Attention heads of each stage.
@@ -193,14 +193,13 @@ class MixFormer(StagedBackbone):
         dwconv_kernel_size (int): Kernel size of the depth-wise convolutions, odd (Table 8).
             Default: 3.
         qkv_bias (bool): Bias in the projection to query, key and value. Default: True.
-        parallel (bool): False: the successive design, see
-            :class:`.SuccessiveAttention` (Table 7).
+        parallel (bool): False: the successive design, see :class:`.SuccessiveAttention` (Table 7).
             Default: True.
         channel_interaction (bool): From the convolution to the attention (Table 7). Default: True.
         spatial_interaction (bool): From the attention to the convolution (Table 7). Default: True.
-        use_shift (bool): Shifts the windows of every second block by half (Table 9).
+        use_shift (bool): Shifts the windows of every second block by half a window (Table 9).
             Default: False.
-        mlp_dwconv (bool): A 3x3 depth-wise convolution in the FFNs (Table 9). Default: False.
+        mlp_dwconv (bool): Adds a 3x3 depth-wise convolution to the FFNs (Table 9). Default: False.
         norm_eval (bool): Keeps the statistics of BatchNorm fixed in training. Default: False.
         others: Arguments of all families, see :class:`.base.StagedBackbone`.
 

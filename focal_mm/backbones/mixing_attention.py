@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.dist import get_world_size
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,8 +25,10 @@ class ChannelInteraction(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, 1, 1) -> (N, C', 1, 1)."""
         for layer in self:
-            # A lone image has no variance over the batch: the running statistics stand in for it.
-            alone = isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm)
+            # A single pooled image has no variance over the batch: use the running statistics.
+            alone = isinstance(layer, _BatchNorm) and not (
+                isinstance(layer, nn.SyncBatchNorm) and get_world_size() > 1
+            )
             if alone and layer.training and len(x) == 1:
                 layer.eval()
                 x = layer(x)
@@ -36,12 +39,12 @@ class ChannelInteraction(nn.Sequential):
 
 
 class WindowAttentionBlock(FittedModule):
-    """Base of the parallel and the successive design: window attention, a depth-wise convolution
+    """Base of the parallel and the successive designs: window attention, a depth-wise convolution
     and the output projection.
 
     Args:
         dim (int): Channels C.
-        attn_dim (int): Channels of the attention; the heads divide them.
+        attn_dim (int): Channels of the attention, a multiple of ``num_heads``.
         num_heads (int): Attention heads.
         window_size (int): Side of an attention window. Default: 7.
         dwconv_kernel_size (int): Kernel size of the convolution, odd (Table 8). Default: 3.
@@ -137,7 +140,7 @@ class WindowAttentionBlock(FittedModule):
 
         Raises:
             CheckpointError: If the kernel in the checkpoint is even.
-            ValueError: If the position bias is not that of a square window.
+            ValueError: If the position bias does not belong to a square window.
         """
         state_dict.pop(f'{prefix}relative_position_index', None)  # follows from the window size
         key, ours = f'{prefix}relative_position_bias_table', len(self.relative_position_bias_table)
@@ -153,9 +156,9 @@ class WindowAttentionBlock(FittedModule):
 class MixingAttention(WindowAttentionBlock):
     """Window attention and depth-wise convolution side by side, MIX of Eq. 1 (Figures 1 and 2).
 
-    The attention has half of the channels, and so has the convolution once it is projected. The
-    pooled convolution scales the channels of the values (channel interaction), the attention
-    scales the places of the convolution (spatial interaction).
+    The attention has half of the channels, and so does the convolution after its projection. The
+    pooled convolution scales the channels of the values (channel interaction); the attention
+    scales the positions of the convolution (spatial interaction).
 
     Args:
         dim (int): Channels C.
@@ -186,8 +189,8 @@ class MixingAttention(WindowAttentionBlock):
         self.proj_attn_norm = build_norm_layer(norm_cfg, half)[1]
         self.proj_cnn = nn.Linear(dim, dim)
         self.proj_cnn_norm = build_norm_layer(norm_cfg, dim)[1]
-        # In this order no tool fuses the norm, which follows the spatial interaction, with the
-        # projection.
+        # The norm acts after the spatial interaction. Registered before the projection, so that
+        # mmcv.cnn.fuse_conv_bn does not fuse the two.
         self.conv_norm: nn.Module = nn.BatchNorm2d(half)
         self.projection = PatchConv2d(dim, half, 1)
         self.channel_interaction = self.spatial_interaction = None
@@ -212,7 +215,7 @@ class MixingAttention(WindowAttentionBlock):
         conv = self.dwconv3x3(conv.permute(0, 3, 1, 2))
         attn = self.attend(self.proj_attn_norm(project(self.proj_attn, x)))
         if self.channel_interaction is not None:
-            # Attention is linear in its values, so that the output is scaled in their place.
+            # Attention is linear in its values, so scaling the output is the same.
             scale = self.channel_interaction(conv.mean((2, 3), keepdim=True)).sigmoid()
             attn = attn * scale.permute(0, 2, 3, 1)
         conv = self.projection(conv)
@@ -228,22 +231,22 @@ class MixingAttention(WindowAttentionBlock):
             if branch is not None:
                 fold_before(branch)
         # Between the projection and its norm there may be the spatial interaction.
-        assert isinstance(self.conv_norm, _BatchNorm)
-        fold_after(self.conv_norm, self.proj)
-        self.conv_norm = nn.Identity()
+        if isinstance(self.conv_norm, _BatchNorm):
+            fold_after(self.conv_norm, self.proj)
+            self.conv_norm = nn.Identity()
 
 
 class SuccessiveAttention(WindowAttentionBlock):
     """Attention of all channels and the depth-wise convolution after it, the first row of Table 7.
 
-    The paper does not spell it out; built like this, it costs what the parallel design costs to a
-    tenth.
+    The paper does not give its details. Built this way, its cost is within a tenth of the parallel
+    design.
 
     Args:
         dim (int): Channels C.
         num_heads (int): Attention heads; a divisor of C.
-        channel_interaction (bool): False; there are no parallel branches that could interact.
-        spatial_interaction (bool): False, for the same reason.
+        channel_interaction (bool): Must be False; there are no parallel branches to interact.
+        spatial_interaction (bool): Must be False, for the same reason.
         kwargs: Further arguments of :class:`WindowAttentionBlock`.
 
     Raises:

@@ -23,10 +23,10 @@ class MixingConvNet(BaseModule, FittedBackbone):
         convnet (nn.Module): The network up to stride 16. Returns maps of stride 4, 8 and 16.
         in_channels (int): Channels of its last map.
         dim (int): Channels of the mixing blocks.
-        num_blocks (int): How many.
-        num_heads (int): Their attention heads; a divisor of ``dim / 2``.
-        window_size (int): Side of their attention windows.
-        drop_path_rate (float): Their stochastic depth.
+        num_blocks (int): Number of mixing blocks.
+        num_heads (int): Attention heads of a mixing block; a divisor of ``dim / 2``.
+        window_size (int): Side of the attention windows.
+        drop_path_rate (float): Stochastic depth of the mixing blocks.
         out_indices (Sequence[int]): Which of the maps of stride 4, 8, 16 and 32 are returned.
         norm_eval (bool): Keeps the statistics of every BatchNorm fixed in training.
         with_cp (bool): Recomputes the mixing blocks in the backward pass to save memory.
@@ -84,15 +84,17 @@ class MixingConvNet(BaseModule, FittedBackbone):
         return tuple(outs[i] for i in self.out_indices)
 
     def train(self, mode: bool = True) -> 'MixingConvNet':
-        """Set the mode as :meth:`torch.nn.Module.train`, but for BatchNorms under ``norm_eval``."""
+        """Set the mode as :meth:`torch.nn.Module.train`; with ``norm_eval``, BatchNorms stay in
+        eval mode.
+        """
         super().train(mode)
         if self.norm_eval:
             fix_statistics(self)
         return self
 
     def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Accept a checkpoint of the plain network, too: leave out its last stage and head, and
-        keep the mixing blocks as they were initialized.
+        """Also accept a checkpoint of the plain network: leave out its last stage and head, and
+        keep the mixing blocks as initialized.
         """
         names = self.convnet.state_dict()
         keys = [key for key in state_dict if key.startswith(prefix)]
@@ -112,19 +114,19 @@ class MixingConvNet(BaseModule, FittedBackbone):
 
 @MODELS.register_module()
 class MixingResNet(MixingConvNet):
-    """ResNet whose last stage is mixing blocks.
+    """ResNet whose last stage consists of mixing blocks.
 
-    The paper gives no sizes. Here the blocks are those of MixFormer-B4's last stage, as many as
-    ResNet's stage has; ResNet-50 then costs 3.84 GFLOPs at 224x224 (Table 12, which counts a
-    classifier: 3.9).
+    The paper gives no sizes. The default blocks are those of MixFormer-B4's last stage, as many as
+    ResNet-50's last stage has; ResNet-50 then costs 3.84 GFLOPs at 224x224 (Table 12, which counts
+    a classifier: 3.9).
 
     Args:
         depth (int): 50, 101 or 152. Default: 50.
         mixing_dims (int): Channels of the mixing blocks. Default: 512.
-        num_blocks (int): How many. Default: 3.
-        num_heads (int): Their attention heads. Default: 32.
-        window_size (int): Side of their attention windows. Default: 7.
-        drop_path_rate (float): Their stochastic depth. Default: 0.
+        num_blocks (int): Number of mixing blocks. Default: 3.
+        num_heads (int): Attention heads of a mixing block. Default: 32.
+        window_size (int): Side of the attention windows. Default: 7.
+        drop_path_rate (float): Stochastic depth of the mixing blocks. Default: 0.
         out_indices (Sequence[int]): Stages whose maps are returned. Default: (0, 1, 2, 3).
         norm_eval (bool): Keeps the statistics of BatchNorm fixed in training. Default: False.
         with_cp (bool): Recomputes blocks in the backward pass to save memory. Default: False.
@@ -181,15 +183,16 @@ class MixingResNet(MixingConvNet):
 class MixingMobileNetV2(MixingConvNet):
     """MobileNetV2 whose blocks of stride 32 are mixing blocks.
 
-    The paper gives no sizes. Here the blocks have the channels of the stage, 160, and are as many
-    as those that they replace. The net then costs 0.27 GFLOPs at 224x224, without them 0.28.
+    The paper gives no sizes. The default blocks have the channels of the stage, 160, and are as
+    many as the blocks that they replace. The network then costs 0.27 GFLOPs at 224x224; plain
+    MobileNetV2 costs 0.28.
 
     Args:
         mixing_dims (int): Channels of the mixing blocks. Default: 160.
-        num_blocks (int): How many. Default: 4.
-        num_heads (int): Their attention heads. Default: 10.
-        window_size (int): Side of their attention windows. Default: 7.
-        drop_path_rate (float): Their stochastic depth. Default: 0.
+        num_blocks (int): Number of mixing blocks. Default: 4.
+        num_heads (int): Attention heads of a mixing block. Default: 10.
+        window_size (int): Side of the attention windows. Default: 7.
+        drop_path_rate (float): Stochastic depth of the mixing blocks. Default: 0.
         out_indices (Sequence[int]): Which of the maps of stride 4, 8, 16 and 32 (24, 32, 96 and
             160 channels) are returned. Default: (0, 1, 2, 3).
         norm_eval (bool): Keeps the statistics of BatchNorm fixed in training. Default: False.
@@ -223,7 +226,7 @@ class MixingMobileNetV2(MixingConvNet):
                 **kwargs,
             )
         )
-        while len(convnet.layers) > 5:  # those of stride 32, and the classifier's last layer
+        while len(convnet.layers) > 5:  # layers of stride 32, and the classifier's last layer
             delattr(convnet, convnet.layers.pop())
         super().__init__(
             convnet,

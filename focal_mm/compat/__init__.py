@@ -29,7 +29,7 @@ STAND_INS = {
 
 
 class StandIn(ModuleType):
-    """A module whose attributes are those of another module, imported on first use.
+    """Module that takes its attributes from another module, imported on first use.
 
     Args:
         name (str): Name in ``sys.modules``.
@@ -60,8 +60,8 @@ def install() -> list[str]:
         list[str]: The packages that are stand-ins now.
 
     Raises:
-        ImportError: If an OpenMMLab module was imported first and has replaced the ops that it
-            did not find with placeholders of its own. Nothing is installed then.
+        ImportError: If an OpenMMLab module was imported first and has put placeholders in place of
+            the ops that it did not find. Nothing is installed then.
     """
     missing = [name for name in STAND_INS if _is_missing(name)]
     if 'mmcv._ext' in missing:
@@ -77,7 +77,7 @@ def install() -> list[str]:
 
 
 def _is_missing(name: str) -> bool:
-    """True if there is no module of this name; False also where its parent package is missing."""
+    """Return whether no module has this name; False also if its parent package is missing."""
     if name in sys.modules:
         return False
     try:

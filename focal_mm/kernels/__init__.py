@@ -1,6 +1,6 @@
-"""Fast kernels, each one public function with its plain PyTorch twin beside it.
+"""Fast kernels, each a public function with its plain PyTorch twin beside it.
 
-:mod:`.dispatch` alone decides which of the two runs, and :func:`use` chooses for a person.
+:mod:`.dispatch` decides which of the two runs; :func:`use` lets a user choose.
 """
 
 from .dispatch import MODES, use

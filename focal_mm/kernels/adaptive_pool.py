@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def adaptive_avg_pool2d(x: Tensor, output_size: Sequence[int]) -> Tensor:
-    """Compute :func:`torch.nn.functional.adaptive_avg_pool2d` as two products.
+    """Compute :func:`torch.nn.functional.adaptive_avg_pool2d` as two matrix products.
 
-    PyTorch's own, which UPerNet's head pools by, becomes in ONNX the pooling of the traced size
-    alone, without a warning.
+    ONNX export turns PyTorch's function, which UPerNet's head uses, into pooling for the traced
+    size alone, without a warning.
 
     Args:
         x (Tensor): Shape (N, C, H, W).
@@ -22,8 +22,9 @@ def adaptive_avg_pool2d(x: Tensor, output_size: Sequence[int]) -> Tensor:
     weights = []
     for side, size in zip(x.shape[2:], output_size, strict=True):
         cell = torch.arange(size, device=x.device)[:, None]
-        place = torch.arange(side, device=x.device)
-        within = (place >= cell * side // size) & (place < ((cell + 1) * side + size - 1) // size)
+        position = torch.arange(side, device=x.device)
+        first, end = cell * side // size, ((cell + 1) * side + size - 1) // size
+        within = (position >= first) & (position < end)
         weights.append(within / within.sum(1, keepdim=True))
     rows, cols = weights
     return rows.to(x) @ x @ cols.t().to(x)

@@ -1,6 +1,6 @@
 """Depth-wise convolution with a fast gradient of its kernels.
 
-Nearly all of a focal network's training time on a CPU was that gradient.
+On a CPU, PyTorch's own gradient took nearly all of the training time of a FocalNet.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from .dispatch import (
     autocast,
     autocast_dtype,
+    differentiates_again,
     fused_module,
     is_fast,
-    is_graph,
     reference_gradients,
     wants_grad,
 )
 
-# Largest tile, rows x columns, and the elements of input that are gathered at once. Measured on two
-# cores, 96 x 128 x 128, batch of 2, kernel 13: 18 ms; PyTorch's own: 125 ms, in NCHW 370 ms.
+# Largest tile, rows x columns, and number of input elements that are gathered at once. Measured on
+# two cores, 96 x 128 x 128, batch of 2, kernel 13: 18 ms; PyTorch's own: 125 ms, in NCHW 370 ms.
 TILE = (32, 16)
 GATHERED_ELEMENTS = 1 << 20
 
@@ -38,7 +38,7 @@ def depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
     """
     if may_hang(x, weight):
         return in_single_precision(depthwise_conv, x, weight)
-    # torch.compile traces the kernel, and gets its gradient so; an exported graph has neither.
+    # torch.compile traces the kernel with its gradient; an exported graph uses the plain twin.
     if not (is_fast(x, weight) or torch.compiler.is_dynamo_compiling()):
         return depthwise_conv_reference(x, weight)
     if wants_grad(x, weight):
@@ -47,15 +47,15 @@ def depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def may_hang(x: Tensor, weight: Tensor) -> bool:
-    """Return whether oneDNN may never return from a convolution of these: in bfloat16, 16 channels
-    or fewer, with a kernel of 14 columns or more (seen on an AVX-512 processor, PyTorch 2.11).
+    """Return whether oneDNN may hang in this convolution: in bfloat16, with 16 channels or fewer
+    and a kernel of 14 columns or more (seen on an AVX-512 processor, PyTorch 2.11).
     """
     return x.device.type == 'cpu' and len(weight) <= 16 and autocast_dtype(x) == torch.bfloat16
 
 
 def in_single_precision(kernel: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Run a kernel in single precision whatever autocast says, and return its result in the
-    precision that it would have had.
+    """Run a kernel in single precision, without autocast, and return its result in the precision
+    that autocast would have given.
     """
     dtype = autocast_dtype(tensors[0])
     with torch.autocast('cpu', enabled=False):
@@ -69,7 +69,7 @@ def depthwise_conv_reference(x: Tensor, weight: Tensor) -> Tensor:
 
 @fused_module
 class DepthwiseConv2d(nn.Conv2d):
-    """``nn.Conv2d`` of stride 1 and odd kernels, one a channel, without bias, that keeps the size.
+    """Depth-wise ``nn.Conv2d`` with an odd kernel, stride 1 and no bias, which keeps the size.
 
     Args:
         dim (int): Channels C.
@@ -89,7 +89,7 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
     height, width = weight.shape[2:]
     margin = 0
     # oneDNN's channels-last kernel takes 44 ms for 13 x 13 (96 channels, 200 x 304) and 20 ms for
-    # 13 x 15: from a width of 14 on it goes another way. For 9 and less it would not pay.
+    # 13 x 15: from a width of 14 on it uses other code. Padding does not pay for widths up to 9.
     if x.device.type == 'cpu' and 11 <= width <= 13:
         margin = (15 - width) // 2
         weight = F.pad(weight, (margin, margin))
@@ -107,9 +107,9 @@ def input_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
 def weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
     """Return the gradient of :func:`depthwise_conv` with respect to its kernels.
 
-    It is a depth-wise convolution too: every tile of the output's gradient is a kernel that
-    slides over the tile of the input that it has seen. All tiles of all channels together are the
-    channels of one convolution, for which fast code exists.
+    The gradient is itself a depth-wise convolution: each tile of the output's gradient is a kernel
+    that slides over the tile of the input that the output tile has seen. All tiles of all channels
+    together are the channels of one convolution, for which fast code exists.
 
     Args:
         x (Tensor): The input, shape (N, C, H, W).
@@ -155,7 +155,7 @@ def _(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
 
 
 class _DepthwiseConv(torch.autograd.Function):
-    """:func:`convolve` with the two gradients above."""
+    """:func:`convolve` with :func:`input_gradient` and :func:`weight_gradient`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        if torch.is_grad_enabled() and not is_graph():
+        if differentiates_again(grad):
             return reference_gradients(
                 depthwise_conv_reference, (x, weight), grad, ctx.needs_input_grad
             )

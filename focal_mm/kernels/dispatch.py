@@ -1,14 +1,14 @@
-"""Choice between a fast kernel and its plain PyTorch twin, made in this file alone.
+"""Choice between fast kernels and their plain PyTorch twins.
 
 A fast kernel runs on real tensors in eager mode. Graphs, transforms of :mod:`torch.func`, tensor
 subclasses and dispatch modes get the plain twin, whose operations PyTorch knows. A kernel that
-computes what several modules and methods were asked for runs only while none of them is hooked,
-patched, overridden or replaced: whoever changes a step runs that step.
+stands for several modules and methods runs only while none of them is hooked, patched, overridden
+or replaced, so that a changed step is the step that runs.
 """
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, wraps
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ def _known(mode: str, source: str) -> str:
 
 _OF_PROCESS = _known(os.environ.get('FOCAL_MM_KERNELS') or 'fast', 'FOCAL_MM_KERNELS')
 _mode: ContextVar[str] = ContextVar('kernels', default=_OF_PROCESS)
+_recorded_eager: ContextVar[bool | None] = ContextVar('recorded_eager', default=None)
 
 
 @contextmanager
@@ -54,21 +55,55 @@ def use(mode: str) -> Iterator[None]:
 
 
 def is_graph() -> bool:
-    """Return whether the network is being compiled, exported or traced. Sizes may be symbols then,
-    and a graph is made again for every answer to a question about them.
+    """Return whether the network is being compiled, exported or traced. Sizes may then be symbols,
+    and a branch on a size makes a separate graph for each outcome.
     """
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def is_eager() -> bool:
     """Return whether operations run at once and only once, unobserved: no graph, no transform of
-    :mod:`torch.func`, no forward-mode derivative, no dispatch mode.
+    :mod:`torch.func`, no forward-mode derivative, no dispatch mode, no global module hook.
     """
+    if is_graph():
+        return False
+    recorded = _recorded_eager.get()
+    if recorded is not None:
+        return recorded
     return not (
-        is_graph()
-        or torch._C._are_functorch_transforms_active()
+        torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack()
+        or _has_any_global_hook()
+    )
+
+
+def record_choice() -> Callable[[], AbstractContextManager]:
+    """Return a context manager that makes the choice of this moment again: what is recomputed in a
+    backward pass must be what the forward pass stored.
+    """
+    mode, eager = _mode.get(), is_eager()
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        tokens = _mode.set(mode), _recorded_eager.set(eager)
+        try:
+            yield
+        finally:
+            _mode.reset(tokens[0])
+            _recorded_eager.reset(tokens[1])
+
+    return again
+
+
+def differentiates_again(grad: Tensor) -> bool:
+    """Return whether a backward pass has to be one that PyTorch can differentiate or map again, as
+    with ``create_graph=True`` or ``is_grads_batched=True``.
+    """
+    return not is_graph() and (
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._functorch.is_legacy_batchedtensor(grad)
     )
 
 
@@ -92,7 +127,7 @@ def is_fast(*tensors: Tensor | None) -> bool:
 
 def is_triton(*tensors: Tensor) -> bool:
     """Return whether Triton was asked for and can take these tensors: on a GPU, of one dtype other
-    than double. Offsets in its kernels have 32 bits.
+    than double, with fewer than 2^31 elements, since offsets in its kernels have 32 bits.
     """
     first = tensors[0]
     return (
@@ -104,7 +139,7 @@ def is_triton(*tensors: Tensor) -> bool:
     )
 
 
-# The `forward` that each class of modules was defined with, which is what a kernel computes.
+# The original `forward` of each class that kernels may stand for; patched classes differ from it.
 _FORWARDS: dict[type, Callable] = {
     cls: cls.forward for cls in (nn.Linear, nn.Conv2d, nn.GELU, nn.Dropout, nn.Sequential)
 }
@@ -112,14 +147,14 @@ _STEPS: set[Callable] = set()
 
 
 def fused_module(cls: type[nn.Module]) -> type[nn.Module]:
-    """Register a class of modules that a kernel stands for; a decorator."""
+    """Register a module class that kernels may stand for; a decorator."""
     _FORWARDS[cls] = cls.forward
     return cls
 
 
 def fused_step(method: F) -> F:
-    """Register a method that a kernel stands for; a decorator. Any other function in its place, a
-    subclass's or a patch, is left to run.
+    """Register a method that kernels may stand for; a decorator. Any other function in its place,
+    from a subclass or a patch, is called instead of the kernel.
     """
     _STEPS.add(method)
     return method
@@ -129,9 +164,9 @@ def is_unhooked(module: nn.Module, cls: type) -> bool:
     """Return whether a module computes exactly what its class does, and nothing observes it.
 
     Args:
-        module (nn.Module): The module; as the kernels have it, a GELU is the exact one, and a
-            dropout drops nothing.
-        cls (type): The class that it was built as; a subclass is another one.
+        module (nn.Module): The module. A GELU must be the exact one and a dropout inactive, as the
+            kernels assume.
+        cls (type): The class that it was built as; subclasses do not count.
     """
     return (
         type(module) is cls
@@ -148,20 +183,23 @@ def is_unhooked(module: nn.Module, cls: type) -> bool:
     )
 
 
-def can_fuse(*parts: tuple[nn.Module, type] | Callable) -> bool:
+def can_fuse(*parts: tuple[nn.Module, type | str]) -> bool:
     """Return whether a kernel may compute what modules and methods were asked for.
 
     Args:
         parts: Every module whose weights the kernel takes or whose computation it repeats, with
-            its class; and every method, marked by :func:`fused_step`, that it stands for.
+            its class; and every method, marked by :func:`fused_step`, that the kernel stands for,
+            as its module and its name.
     """
-    if not is_eager() or _mode.get() == 'reference' or _has_any_global_hook():
+    if not is_eager() or _mode.get() == 'reference':
         return False
-    for part in parts:
-        if isinstance(part, tuple):
-            if not (is_unhooked(*part) and is_fast(*part[0]._parameters.values())):
+    for module, kind in parts:
+        if isinstance(kind, str):
+            method = getattr(module, kind)
+            known = getattr(method, '__func__', None) in _STEPS and method.__name__ == kind
+            if not known or method.__self__ is not module:
                 return False
-        elif getattr(part, '__func__', None) not in _STEPS:
+        elif not (is_unhooked(module, kind) and is_fast(*module._parameters.values())):
             return False
     return True
 
@@ -181,7 +219,7 @@ def autocast(*tensors: Any) -> tuple[Any, ...]:
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the type that autocast, if enabled, gives a tensor in a linear layer."""
+    """Return the dtype of a tensor in a linear layer: autocast's, if enabled, else its own."""
     device = tensor.device.type
     if device == 'meta' or tensor.dtype == torch.double or not torch.is_autocast_enabled(device):
         return tensor.dtype
@@ -207,18 +245,19 @@ def reference_gradients(
     Returns:
         tuple: A gradient, or None, for each input.
     """
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
         out = reference(*inputs)
     wanted = [t for t, want in zip(inputs, needed, strict=True) if want and t is not None]
-    grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
+    grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=again, allow_unused=True))
     return tuple(next(grads) if want else None for want in needed)
 
 
 def cached(maxsize: int) -> Callable[[Callable], Any]:
-    """Keep the results of a function of sizes for later calls in eager mode; a decorator.
+    """Cache the results of a function of sizes in eager mode; a decorator.
 
-    What a graph or a transform computes is its own. Tensors made in inference mode are usable in
-    training.
+    In graphs and transforms every call computes anew. Cached tensors are never inference tensors,
+    so that training can use them.
     """
 
     def decorate(function: Callable) -> Any:

@@ -1,6 +1,6 @@
-"""Hierarchical contextualization and gated aggregation of FocalNet (Eq. 4 and 5) in one.
+"""Hierarchical contextualization and gated aggregation of FocalNet (Eq. 4 and 5) in one kernel.
 
-On a GPU, and where it was asked for, :mod:`.gated_context_triton` computes them.
+On a GPU, in mode ``'triton'``, :mod:`.gated_context_triton` computes it.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,15 @@ from .depthwise import (
     may_hang,
     weight_gradient,
 )
-from .dispatch import autocast, can_fuse, is_fast, is_triton, reference_gradients, wants_grad
+from .dispatch import (
+    autocast,
+    can_fuse,
+    differentiates_again,
+    is_fast,
+    is_triton,
+    reference_gradients,
+    wants_grad,
+)
 
 
 def gated_context(context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
@@ -32,7 +40,7 @@ def gated_context(context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
     Args:
         context (Tensor): z^0, shape (N, C, H, W).
         gates (Tensor): g^1 to g^(L+1), shape (N, L + 1, H, W).
-        kernels (Tensor): Of each level, shape (C, 1, k, k).
+        kernels (Tensor): The depth-wise kernels of each level, shape (C, 1, k, k).
 
     Returns:
         Tensor: The sum in Eq. 5, shape (N, C, H, W).
@@ -56,8 +64,8 @@ def gated_context_reference(context: Tensor, gates: Tensor, *kernels: Tensor) ->
 
 
 def kernels_of(levels: Iterable[nn.Module]) -> list[Tensor] | None:
-    """Return the kernels of focal levels, each a sequence of depth-wise convolution and GELU. None:
-    one of them is anything else, or something observes it.
+    """Return the kernels of focal levels, each a sequence of a depth-wise convolution and a GELU.
+    None: a level is anything else, or has hooks.
     """
     kernels: list[Tensor] = []
     for level in levels:
@@ -133,7 +141,7 @@ class _GatedContext(torch.autograd.Function):
         context, gates, *rest = saved
         levels = len(rest) // 2
         kernels, stored, mean = rest[:levels], rest[levels:-1], rest[-1]
-        if torch.is_grad_enabled():
+        if differentiates_again(grad):
             inputs = context, gates, *kernels
             return reference_gradients(gated_context_reference, inputs, grad, ctx.needs_input_grad)
         if ctx.triton:

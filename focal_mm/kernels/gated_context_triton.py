@@ -1,13 +1,13 @@
 """Contextualization and gated aggregation of FocalNet (Eq. 4 and 5) in Triton, for maps on a GPU.
 
-A level is one launch: depth-wise convolution, GELU, and the gated sum so far. Backwards it is two:
-one gathers what reaches z^l (from the convolution above and through its gate) and takes it through
-GELU, one makes the gradient of the kernel. Sums are in fp32 and without atomics, so that their
-order never changes.
+A level is one launch: depth-wise convolution, GELU, and the gated sum so far. The backward pass has
+two launches for each level: one sums the gradient of z^l (from the convolution above and through
+its gate) and passes it through GELU, one computes the gradient of the kernels. Sums are in fp32 and
+without atomics, so that their order never changes.
 
 Checked in Triton's interpreter, and compiled for sm_80 and sm_90; not run or timed on a GPU.
 
-Within this file a map is (N, H, W, C), the gate of a level (N, H, W), its kernels (k * k, C).
+In this file a map is (N, H, W, C), the gate of a level (N, H, W), its kernels (k * k, C).
 """
 
 import torch
@@ -28,7 +28,7 @@ PROGRAMS = 4096
 
 @triton.jit
 def normal(x):
-    """Normal distribution function; GELU(x) is x times it."""
+    """Return the normal distribution function at x; GELU(x) is x times it."""
     return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
 
 
@@ -62,7 +62,7 @@ def convolve(
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """A tile of the depth-wise convolution, (ROWS, COLUMNS, CHANNELS) in fp32."""
+    """Return a tile of the depth-wise convolution, (ROWS, COLUMNS, CHANNELS) in fp32."""
     column -= K // 2
     known = channel < channels
     total = tl.full([ROWS, COLUMNS, CHANNELS], 0, tl.float32)
@@ -96,14 +96,14 @@ def level_forward(
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """before = dwconv(x), z = GELU(before), out = out + gate * z."""
+    """Compute before = dwconv(x), z = GELU(before), out = out + gate * z."""
     image, top, column, channel, token, on_map = tile(height, width, ROWS, COLUMNS, CHANNELS)
     at, mask = token * channels + channel, on_map & (channel < channels)
 
     value = convolve(
         x, weight, image, top, column, channel, height, width, channels, K, ROWS, COLUMNS, CHANNELS
     )
-    value = value.to(z.dtype.element_ty)  # GELU of what is stored, as backwards
+    value = value.to(z.dtype.element_ty)  # rounded as stored, for the backward pass
     if before is not None:
         tl.store(before + at, value, mask)
     value = value.to(tl.float32)
@@ -133,12 +133,12 @@ def level_backward(
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Takes the gradient of a level's output through its gate and GELU.
+    """Propagate the gradient of a level's output through its gate and GELU.
 
-    ``above`` is the gradient of the next level's convolution, ``weight`` its turned kernels; with
-    K = 0 it is that of the global context, (N, C). ``below`` becomes the gradient of this level's
-    convolution, or, without ``before``, of the context z^0. Each block of channels has a sum of its
-    own in ``gate_grad``.
+    ``above`` is the gradient of the next level's convolution, ``weight`` its flipped kernels; with
+    K = 0, ``above`` is the gradient of the global context, (N, C). ``below`` becomes the gradient
+    of this level's convolution, or, without ``before``, of the context z^0. Each block of channels
+    has a sum of its own in ``gate_grad``.
     """
     image, top, column, channel, token, on_map = tile(height, width, ROWS, COLUMNS, CHANNELS)
     at, mask = token * channels + channel, on_map & (channel < channels)
@@ -192,7 +192,9 @@ def kernel_gradient(
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Row i of the gradient of a block's kernels, summed over ``strip`` of the N * H rows."""
+    """Compute row i of the gradient of a channel block's kernels, summed over ``strip`` rows of all
+    N * H.
+    """
     i = tl.program_id(1)
     j = tl.arange(0, TAPS)[:, None, None]
     column = tl.arange(0, COLUMNS)[None, :, None]
@@ -226,7 +228,7 @@ def columns(width: int) -> int:
 
 
 def launch(level, kernel_size: int, x: Tensor, *args: Tensor | None, **constants: bool) -> None:
-    """Runs a level on every tile of maps like x."""
+    """Run a level on every tile of maps like x."""
     count, height, width, channels = x.shape
     across = columns(width)
     tiles = triton.cdiv(height, ROWS) * triton.cdiv(width, across)

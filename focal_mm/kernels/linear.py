@@ -1,7 +1,7 @@
-"""Linear layers and MLPs, on a CPU by the faster of its two matrix products.
+"""Linear layers and MLPs, on a CPU by the faster of two matrix products.
 
-``torch.nn.functional.linear`` and a 1x1 convolution compute the same by different libraries. Each
-kernel has its plain twin beside it.
+``torch.nn.functional.linear`` and a 1x1 convolution compute the same product in different
+libraries. Each kernel has its plain twin beside it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .dispatch import (
     autocast,
     can_fuse,
+    differentiates_again,
     fused_module,
     is_fast,
     is_graph,
@@ -21,8 +22,8 @@ from .dispatch import (
     wants_grad,
 )
 
-# Elements of an MLP's hidden map that are in work at a time. Measured on two cores with 60800 x 96
-# tokens: 67 ms, and 152 ms with all at once.
+# Elements of an MLP's hidden map that are computed at a time. Measured on two cores with 60800
+# tokens of 96 channels: 67 ms, and 152 ms with all at once.
 HIDDEN_ELEMENTS = 1 << 21
 
 
@@ -37,8 +38,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not is_fast(x, weight, bias) or not _is_convolved(x):
         return linear_reference(x, weight, bias)
     compute = _Linear.apply if wants_grad(x, weight, bias) else _product
-    tensors = autocast(x.flatten(0, -2), weight, bias)
-    return compute(*tensors).unflatten(0, x.shape[:-1])
+    rows = x.reshape(-1, x.shape[-1])
+    return compute(*autocast(rows, weight, bias)).reshape(*x.shape[:-1], len(weight))
 
 
 linear_reference = F.linear
@@ -46,10 +47,10 @@ linear_reference = F.linear
 
 @fused_module
 class PatchConv2d(nn.Conv2d):
-    """``nn.Conv2d`` whose stride is its kernel: one linear layer of every patch.
+    """``nn.Conv2d`` whose stride equals its kernel size: the same linear layer for every patch.
 
-    In a graph it becomes a product. PyTorch convolves one image in different ways by its size, and
-    a graph would be made for each way.
+    In a graph it becomes a matrix product. PyTorch chooses an algorithm for a convolution by the
+    size of the image, and would make a separate graph for each choice.
 
     Args:
         in_channels (int): Channels C.
@@ -72,8 +73,8 @@ class PatchConv2d(nn.Conv2d):
 
 
 def project(layer: nn.Module, x: Tensor) -> Tensor:
-    """Apply a linear layer to the last axis, by :func:`linear` unless something observes the layer
-    or has taken its place.
+    """Apply a linear layer to the last axis, by :func:`linear` unless the layer has hooks or has
+    been replaced.
 
     Args:
         layer (nn.Module): ``nn.Linear``, or a module in its place.
@@ -91,8 +92,8 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
 def project_parts(layer: nn.Module, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     """Apply a linear layer, as :func:`project`, and split the result along its last axis.
 
-    By the kernel each part has memory of its own, and is no view into a whole that a convolution
-    would copy first.
+    From the kernel, each part has memory of its own; a convolution would have to copy a view into
+    the whole.
 
     Args:
         layer (nn.Module): ``nn.Linear``, or a module in its place.
@@ -129,8 +130,8 @@ def mlp(
 ) -> Tensor:
     """Apply a linear layer, GELU and a linear layer to the last axis: (..., C) -> (..., C').
 
-    The activated hidden map is never whole in memory. On a CPU rows go through in slices that stay
-    in its cache; for the backward pass the hidden map is stored before GELU alone.
+    The activated hidden map is never stored as a whole. On a CPU, rows are processed in slices that
+    stay in its cache; for the backward pass only the hidden map before GELU is stored.
 
     Args:
         x (Tensor): Shape (..., C).
@@ -143,7 +144,8 @@ def mlp(
     if not is_fast(*tensors):
         return mlp_reference(*tensors)
     compute = _Mlp.apply if wants_grad(*tensors) else _mlp_by_slices
-    return compute(*autocast(x.flatten(0, -2), *tensors[1:])).unflatten(0, x.shape[:-1])
+    rows = x.reshape(-1, x.shape[-1])
+    return compute(*autocast(rows, *tensors[1:])).reshape(*x.shape[:-1], len(weight2))
 
 
 def mlp_reference(
@@ -154,7 +156,7 @@ def mlp_reference(
 
 
 def _is_convolved(x: Tensor) -> bool:
-    """Return whether a 1x1 convolution may be the faster product, forwards or backwards."""
+    """Return whether a 1x1 convolution may be the faster product, forward or backward."""
     return x.is_cpu and x.dtype != torch.double
 
 
@@ -166,8 +168,9 @@ def _as_map(rows: Tensor) -> Tensor:
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(T, C) -> (T, C').
 
-    A convolution adds the bias as it goes: 190 GFLOP/s to 160 on two cores. With few rows it is the
-    slower one, since it copies the weight first: 110 to 160 for 196 rows of 768 channels.
+    A convolution adds the bias in the same pass: 190 GFLOP/s instead of 160 on two cores. With few
+    rows it is slower, since it copies the weight first: 110 instead of 160 for 196 rows of 768
+    channels.
     """
     if not _is_convolved(x) or len(x) < 512:
         return F.linear(x, weight, bias)
@@ -176,8 +179,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of :func:`_product` by x: (T, C') -> (T, C). A convolution's has 180
-    GFLOP/s to 160, with few rows 165 to 145.
+    """Return the gradient of :func:`_product` with respect to x: (T, C') -> (T, C). By convolution
+    it has 180 GFLOP/s instead of 160, with few rows 165 instead of 145.
     """
     if not _is_convolved(x):
         return grad @ weight
@@ -198,12 +201,12 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if differentiates_again(grad):
             return reference_gradients(
                 linear_reference, (x, weight, bias), grad, ctx.needs_input_grad
             )
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        # The product whose first factor is the wider one is the faster one.
+        # The product is faster if the tensor with more channels is the first factor.
         narrows = len(weight) < x.shape[1]
         return (
             _input_gradient(grad, x, weight) if of_x else None,
@@ -213,7 +216,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _slices(x: Tensor, hidden: int) -> Iterator[slice]:
-    """Yield the rows that go through an MLP at a time."""
+    """Return the slices of rows that go through an MLP one after another."""
     count = -(-len(x) * hidden // HIDDEN_ELEMENTS) if x.is_cpu else 1
     step = -(-len(x) // count)
     return (slice(i, i + step) for i in range(0, len(x), step))
@@ -252,7 +255,7 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight1, bias1, weight2, bias2, *hidden = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if differentiates_again(grad):
             return reference_gradients(
                 mlp_reference, (x, weight1, bias1, weight2, bias2), grad, ctx.needs_input_grad
             )

@@ -1,6 +1,6 @@
-"""Attention of the windows of a map to the tokens that a plan names for each.
+"""Attention of the windows of a map to the tokens that a plan lists for each window.
 
-The fast kernel makes a plan once a map's size and keeps it. Some windows are computed at a time:
+The fast kernel makes one plan for each map size and caches it. It computes some windows at a time:
 their gathered tokens and scores stay in the processor's cache, and the backward pass computes both
 again, so that memory grows with the map, not with the windows times their keys.
 """
@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import cached, is_fast, is_graph, reference_gradients
+from .dispatch import cached, differentiates_again, is_fast, is_graph, reference_gradients
 from .window_plans import Plan, Windows
 
-# Scores that a core has in work at a time. Measured: from 2/3 to 4 times as many Focal Transformer
-# takes the same time, and MixFormer's attention a quarter more with 1/4 of them. Other devices are
-# treated as 128 cores, for few large steps.
+# Scores that each core computes at a time. Measured: with 2/3 to 4 times as many, Focal Transformer
+# takes the same time; with 1/4 as many, MixFormer's attention takes a quarter more. Other devices
+# are treated as 128 cores, for few large steps.
 SCORES_PER_CORE = 1 << 19
 
-# Scores are taken times log2(e), and powers of two of them: on the CPU exp2 takes a third of exp.
+# Scores are multiplied by log2(e), so that exp2 replaces exp: on the CPU it takes a third as long.
 LOG2_E = 1 / log(2)
 
 # The bias of all windows, shape (num_heads, tokens of a window, keys), or a function of the bias
@@ -37,8 +37,8 @@ def window_attention(
     r"""Attend within windows, :math:`\text{softmax}(q k^T / \sqrt d + B) v`.
 
     Args:
-        qkv (Tensor): Queries, keys and values of all tokens, those of pooled maps after those of
-            the padded map, shape (N, tokens, 3 * C).
+        qkv (Tensor): Queries, keys and values of all tokens, the padded map before the pooled maps,
+            shape (N, tokens, 3 * C).
         windows (Windows): Which tokens attend to which.
         bias (Tensor or Callable): B, see :data:`Bias`.
         heads (int): Attention heads.
@@ -47,7 +47,7 @@ def window_attention(
     Returns:
         Tensor: Shape (N, height, width, C), without the padding.
     """
-    if dropout or not is_fast(qkv):
+    if dropout or not is_fast(qkv, bias if isinstance(bias, Tensor) else None):
         return window_attention_reference(qkv, windows, bias, heads, dropout)
     chunks, bias_index = cached_chunks(heads, windows, qkv.device)
     if callable(bias):
@@ -84,7 +84,7 @@ def window_attention_reference(
     key, value = pair.unbind(0)
     attend = F.scaled_dot_product_attention if is_graph() else attention
     out = attend(query, key, value, bias.to(query), dropout)
-    # The order in memory that attention leaves is not the same everywhere: a copy, not a view.
+    # The memory layout of the result differs between implementations: copy, do not view.
     out = out.transpose(1, 2).clone(memory_format=torch.contiguous_format)
     home = image * plan.queries.numel() + windows.home(qkv.device)
     return F.embedding(home, out.reshape(count * plan.queries.numel(), dim))
@@ -101,8 +101,8 @@ def attention(
 
 
 def rows_of_heads(queries: Tensor, keys: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Return where the queries, and the keys and values, of each window and head are among the rows
-    of a (tokens, 3 * heads, channels) map: shapes (windows, heads, tokens) and (2, windows, heads,
+    """Return the row indices of the queries, and of the keys and values, of each window and head in
+    a (tokens * 3 * heads, channels) matrix: shapes (windows, heads, tokens) and (2, windows, heads,
     keys).
     """
     head = torch.arange(3 * heads, device=keys.device).view(3, 1, heads, 1)
@@ -114,7 +114,7 @@ def cached_chunks(
     heads: int, windows: Windows, device: torch.device
 ) -> tuple[list[Plan], Tensor | None]:
     """Cut the plan of a map into chunks: whole rows of windows, or parts of a row. All blocks of a
-    stage share it, and all images of one size.
+    stage and all images of one size share the chunks.
 
     Args:
         heads (int): Attention heads, each with scores of its own.
@@ -122,9 +122,9 @@ def cached_chunks(
         device (torch.device): Device of the result.
 
     Returns:
-        tuple: The chunks, without the keys that are masked for all of their windows. Their bias
-        indices are columns of the bias, shape (1 or windows, keys), or None for all columns. And
-        the bias indices of the plan that the columns stand for; None if it has none.
+        tuple: The chunks, without the keys that are masked for all of their windows; their bias
+        indices are columns of the bias, shape (1 or windows, keys), or None for all columns. Then
+        the bias index of the plan for each column, or None if the plan has no bias indices.
     """
     queries, keys, bias_index, mask = windows.plan(device)
     if queries.is_meta:  # no values to look at
@@ -155,13 +155,13 @@ def cached_chunks(
 
     rows = torch.arange(len(queries), device=device).split(max(1, most // across) * across)
     chunks = [chunk(some) for row in rows for some in row.tensor_split(-(-len(row) // most))]
-    # The largest first: the workspace of one is large enough for the next.
+    # Largest first, so that the workspace of one chunk is large enough for the next.
     return sorted(chunks, key=lambda chunk: -chunk.keys.numel()), distinct
 
 
 class Workspace:
-    """Memory that each chunk takes over from the one before. New memory for each would cost more
-    than its computation.
+    """Memory that chunks reuse. Allocating it for each chunk would cost more time than the
+    computation.
 
     Args:
         like (Tensor): A tensor of the same type and device.
@@ -172,13 +172,13 @@ class Workspace:
         self.space: dict[str, Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """Return uninitialized memory of a shape; the last tensor of that name is overwritten."""
+        """Return uninitialized memory of a shape; it overwrites the last tensor of that name."""
         if name not in self.space or self.space[name].numel() < prod(shape):
             self.space[name] = self.like.new_empty(prod(shape))
         return self.space[name][: prod(shape)].view(shape)
 
     def rows(self, name: str, x: Tensor, index: Tensor) -> Tensor:
-        """Return the rows of x that an index names."""
+        """Return the rows of x at the given indices."""
         return torch.index_select(x, 0, index, out=self(name, len(index), x.shape[1]))
 
 
@@ -189,7 +189,7 @@ def gather_tokens(
 
     Args:
         space (Workspace): Memory for them.
-        rows (Tensor): Those of all tokens and heads, see :func:`rows_of_heads`.
+        rows (Tensor): Queries, keys and values of all tokens and heads, see :func:`rows_of_heads`.
         chunk (Plan): The windows.
         heads (int): Attention heads.
 
@@ -237,7 +237,7 @@ def scores(
     shape = (len(chunk.queries), *bias.shape[1:])
     score = space('score', *shape)
     if query.dtype != score.dtype:
-        # Added in one step with the bias it would be converted more slowly than by a copy.
+        # Converting by a copy first is faster than adding tensors of two dtypes.
         score.copy_((query @ key.mT).view(shape))
         torch.add(bias, score, alpha=LOG2_E, out=score)
         if minus is not None:
@@ -252,8 +252,8 @@ def scores(
 
 
 class _WindowAttention(torch.autograd.Function):
-    """Attention, some windows at a time. For the backward pass nothing is stored but the output and
-    the logarithm of the denominator of softmax.
+    """Attention, some windows at a time. Besides its inputs, the backward pass needs only the
+    output and the logarithm of the denominator of softmax.
 
     The arguments of ``apply`` are the queries, keys and values of all tokens, shape (N, tokens,
     3 * C); the bias of all columns, shape (heads, tokens of a window, columns); the windows, and
@@ -288,7 +288,7 @@ class _WindowAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, bias, scaled, out, log_sum = ctx.saved_tensors
         heads, tokens = bias.shape[:2]
-        if torch.is_grad_enabled():
+        if differentiates_again(grad):
             return _again(qkv, bias, ctx.windows, grad, ctx.needs_input_grad)
         dim = out.shape[-1] // heads
         grad_qkv = torch.zeros_like(qkv, dtype=scaled.dtype)
@@ -321,7 +321,7 @@ class _WindowAttention(torch.autograd.Function):
             torch.bmm(score.mT, query, out=key)
             grad_rows = grad_qkv[image].view(-1, dim)
             grad_rows.index_copy_(0, index, grad_query.to(grad_rows))
-            # One row a token, not one a head, takes half of the time with the copy.
+            # Adding one row per token takes half the time of one per head, copy included.
             token_rows = wide('rows', 2, *chunk.keys.shape, heads, dim)
             token_rows.copy_(pair.unflatten(1, (-1, heads)).transpose(2, 3))
             keys = chunk.keys * 3 + torch.arange(1, 3, device=qkv.device)[:, None, None]

@@ -1,9 +1,9 @@
 """Plans of the tokens that the windows of a map attend to.
 
-The tokens of a map are counted row by row, over the map padded to whole windows and then over its
-pooled maps, if it has any. A graph is for maps of every size, and a side of one window would be a
-case of its own there; so in a graph the last window of a map comes twice, and pooled maps have a
-spare row and column of windows.
+The tokens of a map are numbered row by row, first those of the map padded to whole windows, then
+those of its pooled maps, if any. A graph serves maps of every size, where a side of one window
+would be a special case. In a graph, therefore, the last window of a map is repeated, and pooled
+maps have a spare row and column of windows.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .dispatch import is_graph
 
-# The addend that takes a score out of softmax. Focal Transformer's official code adds -100;
-# exp(-100) vanishes too, but as a subnormal number, with which processors are slow.
+# Added to a score to exclude it from softmax. Focal Transformer's official code adds -100;
+# exp(-100) vanishes too, but as a subnormal number, which is slow on processors.
 MASKED = float('-inf')
 
 
@@ -26,12 +26,12 @@ class Plan(NamedTuple):
     """Tokens that windows attend to.
 
     Args:
-        queries (Tensor): The tokens of each window, which attend; shape (windows, tokens).
+        queries (Tensor): The tokens of each window, shape (windows, tokens).
         keys (Tensor): The tokens that they attend to, shape (windows, keys).
-        bias_index (Tensor or None): The index by which each key's bias is found, shape (windows,
-            keys). None: the bias of the n-th key is the n-th one in all windows.
-        mask (Tensor or None): The addend of the scores, 0 or minus infinity, shape (windows, 1,
-            1 or tokens, keys).
+        bias_index (Tensor or None): The index of each key's bias, shape (windows, keys). None: in
+            all windows the n-th key has the n-th bias.
+        mask (Tensor or None): Added to the scores, 0 or minus infinity, shape (windows, 1, 1 or
+            tokens, keys).
     """
 
     queries: Tensor
@@ -42,8 +42,8 @@ class Plan(NamedTuple):
 
 def padding_to_multiple(side: int, multiple: int) -> int:
     """Return the padding that makes ``side`` a multiple of ``multiple``. ``-side % multiple`` is
-    the same, but as a symbol it does not cancel out of the padded side, and a net of dynamic shape
-    takes minutes to trace.
+    the same, but as a symbol it does not cancel out of the padded side, and tracing a network with
+    dynamic shapes takes minutes.
     """
     return (side + multiple - 1) // multiple * multiple - side
 
@@ -51,20 +51,20 @@ def padding_to_multiple(side: int, multiple: int) -> int:
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Zero-pad a map (N, H, W, C) at the right and at the bottom to multiples of a side."""
     below, right = (padding_to_multiple(side, multiple) for side in x.shape[1:3])
-    # To pad by nothing copies the map; a graph does not ask by how much it pads.
+    # Padding by 0 copies the map. A graph always pads, to avoid a branch on the size.
     return F.pad(x, (0, 0, 0, right, 0, below)) if is_graph() or below or right else x
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
-    """Crop a map (N, H, W, C) to its first rows and columns. In a graph a slice would ask whether
-    there is something to crop.
+    """Crop a map (N, H, W, C) to its first rows and columns. In a graph a slice would branch on the
+    size.
     """
     return roll(x, (0, 0), (height, width)) if is_graph() else x[:, :height, :width]
 
 
 def add_spare_windows(x: Tensor, window_size: int) -> Tensor:
-    """In a graph, zero-pad a map (N, H, W, C) that is to be pooled by a row and a column of
-    windows; see the head of this file.
+    """Zero-pad, in a graph, a map (N, H, W, C) by a row and a column of windows before pooling; see
+    the docstring of this module.
     """
     return F.pad(x, (0, 0, 0, window_size, 0, window_size)) if is_graph() else x
 
@@ -81,7 +81,7 @@ def roll(x: Tensor, shifts: Sequence[int], sizes: Sequence[int] | None = None) -
     if not is_graph():
         x = x.roll(tuple(shifts), (1, 2)) if any(shifts) else x
         return x[:, : sizes[0], : sizes[1]]
-    # Of sides that are symbols torch.roll has no ONNX.
+    # torch.roll cannot be exported to ONNX if sides are symbols.
     for dim, (shift, size) in enumerate(zip(shifts, sizes, strict=True), 1):
         index = torch.arange(size, device=x.device) - shift
         x = x.index_select(dim, wrap(index, x.shape[dim]))
@@ -89,8 +89,8 @@ def roll(x: Tensor, shifts: Sequence[int], sizes: Sequence[int] | None = None) -
 
 
 def wrap(index: Tensor, side: int) -> Tensor:
-    """Count an index up to a side beyond a map's ends from the other end. The remainder is the
-    same, but ONNX has none by a symbol.
+    """Wrap an index that is less than a side beyond either end of a map. The remainder is the same,
+    but ONNX has no remainder by a symbol.
     """
     index = torch.where(index < 0, index + side, index)
     return torch.where(index < side, index, index - side)
@@ -100,25 +100,25 @@ def window_grid(rows: int, cols: int, device: torch.device) -> tuple[Tensor, Ten
     """Return the row and the column of each window of a map, row by row: shapes (windows, 1)."""
     count = rows * cols
     window = torch.arange(count + int(is_graph()), device=device)[:, None]
-    # Not by clamp: inductor would carry all that follows as one symbol, and take minutes for it.
+    # With clamp, inductor would treat everything that follows as one symbol and take minutes.
     window = torch.where(window < count, window, count - 1)
     return window // cols, window - window // cols * cols
 
 
 def surroundings(window_size: int, expand_size: int) -> list[tuple[int, int, int, int]]:
-    """List the tokens round a window that Focal Transformer attends to one by one, in its order.
+    """List the tokens around a window that Focal Transformer attends to one by one, in its order.
 
     The window is moved by ``expand_size`` tokens down and to the right, down and to the left, up
-    and to the right, up and to the left; each time those of its tokens count that left its old
-    place. In the middle of a side that makes the same tokens count twice.
+    and to the right, up and to the left. Each move adds the tokens that are outside of the original
+    window, so that tokens near the middle of a side are listed twice.
 
     Args:
         window_size (int): Side of the window.
         expand_size (int): Depth of the surroundings, below the side of the window.
 
     Returns:
-        list[tuple[int, int, int, int]]: Each key's move down and right, and its row and column in
-        the moved window.
+        list[tuple[int, int, int, int]]: For each key the move down and right, and its row and
+        column in the moved window.
     """
     return [
         (down, right, i, j)
@@ -137,7 +137,7 @@ class Windows:
         width (int): Width of the map before padding.
         window_size (int): Side of a window.
         shift (tuple[int, int], optional): By how many tokens windows are shifted down and to the
-            right, less than a window. None: they are not.
+            right, less than a window. None: no shift.
     """
 
     height: int
@@ -158,15 +158,15 @@ class Windows:
         return rows * self.window_size, cols * self.window_size
 
     def tokens(self, down: Tensor, right: Tensor) -> Tensor:
-        """Return the numbers of fine tokens, counted in the windows' own rows and columns, from
-        which the shift leads back to the map; shape as ``down`` and ``right``.
+        """Return the numbers, in the map, of tokens given by their row and column in the shifted
+        map; shape as ``down`` and ``right``.
         """
         high, wide = self.padded
         dy, dx = self.shift or (0, 0)
         return wrap(down + dy, high) * wide + wrap(right + dx, wide)
 
     def own_tokens(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return row and column of each window's own tokens: shapes (windows, window_size^2)."""
+        """Return the rows and columns of each window's tokens: shapes (windows, window_size^2)."""
         row, col = window_grid(*self.grid, device)
         place = torch.arange(self.window_size**2, device=device)
         return (
@@ -185,7 +185,7 @@ class Windows:
         return torch.where(area[:, :, None] != area[:, None], MASKED, 0.0)
 
     def home(self, device: torch.device) -> Tensor:
-        """Return where the tokens of the map are when all tokens are counted window by window:
+        """Return the index of each token of the map when tokens are numbered window by window:
         shape (height, width).
         """
         size, (high, wide), shift = self.window_size, self.padded, self.shift or (0, 0)
@@ -211,7 +211,8 @@ class FocalWindows(Windows):
     Args:
         expand_size (int): Depth of the surroundings.
         focal_window (int): Side of the region of the first pooled map, odd.
-        levels (int): Pooled maps; map k has 2^k x 2^k tokens a window. They are of the shifted map.
+        levels (int): Pooled maps, made from the shifted map; map k has 2^k x 2^k tokens for each
+            window.
     """
 
     expand_size: int = 0
@@ -226,7 +227,7 @@ class FocalWindows(Windows):
         offsets = list(product(range(size), repeat=2))
         offsets += [(i + dy, j + dx) for dy, dx, i, j in surroundings(size, self.expand_size)]
         down, right = torch.tensor(offsets, device=device).unbind(-1)
-        # Beyond the border the official code meets the opposite side, for it rolls the map.
+        # Surroundings wrap around the border, as in the official code, which rolls the map.
         high, wide = self.padded
         return wrap(row * size + down, high), wrap(col * size + right, wide)
 
@@ -264,11 +265,11 @@ class FocalWindows(Windows):
 @dataclass(frozen=True)
 class NearestWindows(Windows):
     """Windows that attend to the tokens of each map that are nearest to the token in their middle,
-    as in the authors' faster Focal Transformer. They see the shifted map.
+    as in the authors' faster Focal Transformer. Distances are those in the shifted map.
 
     Args:
         topk (int): Tokens of each map that are attended to.
-        levels (int): Pooled maps, 0 or 1; it has a token a window.
+        levels (int): Pooled maps, 0 or 1, with one token for each window.
     """
 
     topk: int = 128
@@ -277,10 +278,10 @@ class NearestWindows(Windows):
     def plan(self, device: torch.device) -> Plan:
         """Return the tokens of all windows.
 
-        The bias index of a key says how far it is from the middle of the window: it is the number
-        of that offset among all of a map, (2 * high - 1) x (2 * wide - 1) a level. Keys come row by
-        row, so that windows far from the border have the same row of indices. In a graph each map
-        has topk keys, some of which are masked.
+        The bias index of a key is the number of its offset from the middle of the window among all
+        offsets in a map, (2 * high - 1) x (2 * wide - 1) at each level. Keys are sorted row by row,
+        so that windows far from the border share one row of indices. In a graph each map has topk
+        keys, some of which are masked.
         """
         (rows, cols), (high, wide), topk = self.grid, self.padded, self.topk
         cpu = torch.device('cpu')
@@ -288,8 +289,8 @@ class NearestWindows(Windows):
         spare = int(is_graph())
         keys, bias_index, absent = [], [], []
         for level in range(self.levels + 1):
-            # Sides of the map and how far it is from row to row in memory, and tokens from a window
-            # to the next and from a key to the next.
+            # Sides of the map, tokens from row to row in memory, tokens of this map from window to
+            # window, and tokens of the fine map from key to key.
             tall, broad, pitch, stride, unit = (
                 (rows, cols, cols + spare, 1, self.window_size)
                 if level
@@ -301,7 +302,7 @@ class NearestWindows(Windows):
             )
             y_square, x_square = y.float() ** 2, x.float() ** 2
             if spare:
-                # As many keys on every map: those that a small one lacks are masked.
+                # The same number of keys on every map; the excess on a small map is masked.
                 largest = torch.sym_max if isinstance(tall, torch.SymInt) else max
                 token = torch.arange(largest(tall * broad, topk), device=cpu)
                 down = token // broad
@@ -312,8 +313,8 @@ class NearestWindows(Windows):
                     (down[:, :, None] + right[:, None]).flatten(1)
                     for down, right in zip(y_square.split(cols), x_square.split(cols), strict=True)
                 ]
-            # Of equally distant tokens, topk decides which are left out. It is given the numbers
-            # that the official code gives it, on the CPU like there, to leave out the same ones.
+            # Among equally distant tokens, topk decides which are left out. It gets the numbers of
+            # the official code, also on the CPU, to leave out the same tokens.
             count = topk if spare else min(topk, tall * broad)
             key = torch.cat([(-part.sqrt()).topk(count).indices for part in parts]).sort(-1).values
             key_y, masked = key // broad, key >= tall * broad

@@ -1,10 +1,11 @@
 """Loading of state dicts: the file that each tensor came from, fitting, and checking.
 
-Every road into a network (``init_cfg``, ``load_from``, ``resume``, mmengine's ``load_checkpoint``,
-PyTorch's ``load_state_dict``) calls the hooks that PyTorch offers before a module loads. The first
+Every way to load a network (``init_cfg``, ``load_from``, ``resume``, mmengine's
+``load_checkpoint``, PyTorch's ``load_state_dict``) calls the hooks that PyTorch runs before a
+module is loaded. The first
 :class:`FittedModule` that is called fits and checks the state dict for itself and for all modules
-within it, before the first tensor is copied. A state dict that does not belong there therefore
-leaves the network unchanged, and each module is fitted once a load.
+within it, before its first tensor is copied. A state dict that does not belong there therefore
+leaves these modules unchanged, and each module is fitted once in a load.
 """
 
 import re
@@ -22,12 +23,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .resize import fit_kernel
 
-# Packages whose classes our own networks consist of; all other classes are a user's.
+# Packages whose classes the networks of focal_mm consist of; all other classes are a user's.
 _PACKAGES = ('focal_mm', 'mmcv', 'mmdet', 'mmengine', 'torch')
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that can't be read, or does not belong to the model it is loaded into."""
+    """Error: a checkpoint can't be read, or does not belong to the model it is loaded into."""
 
 
 # ---- the file that a tensor came from ----------------------------------------------------------
@@ -51,7 +52,7 @@ _SOURCES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def remember(file: str | Path, state_dict: dict) -> None:
-    """Record the file and the name of each tensor in a dictionary for as long as it lives.
+    """Record the file and the name of each tensor in a dictionary for the tensor's lifetime.
 
     Args:
         file (str or Path): The checkpoint file.
@@ -69,12 +70,13 @@ def find_source(values: Iterable[object]) -> Source | None:
 
 
 class Load:
-    """One call of ``load_state_dict``, as its hooks share it.
+    """State of one call of ``load_state_dict``, shared by its hooks.
 
     Attributes:
+        messages (list[str]): The list of error messages that all hooks of the call share.
         file (str or None): The file that is loaded, once a hook has been given a tensor or the
-            name of a tensor from it. None: a state dict that was not read from a file, and may be
-            a part, as everywhere in PyTorch.
+            name of a tensor from it. None: the state dict was not read from a file, and may be
+            partial, as everywhere in PyTorch.
         fitted (set[str]): Prefixes of the modules that have been fitted and are still to be
             loaded.
     """
@@ -93,13 +95,13 @@ _state = threading.local()
 
 
 def current_load(state_dict: dict, unexpected_keys: list[str], error_msgs: list[str]) -> Load:
-    """Return what is known of the load that a pre-hook of ``load_state_dict`` belongs to.
+    """Return the state of the load that a pre-hook of ``load_state_dict`` belongs to.
 
     Args:
         state_dict (dict): As the hook receives it: whole, or only the entries of its module.
         unexpected_keys (list[str]): As the hook receives it.
         error_msgs (list[str]): As the hook receives it. All hooks of a load share one list, which
-            tells this load from every other, a failed one included.
+            distinguishes this load from every other, including a failed one.
     """
     load = getattr(_state, 'load', None)
     if load is None or load.messages is not error_msgs:
@@ -107,7 +109,7 @@ def current_load(state_dict: dict, unexpected_keys: list[str], error_msgs: list[
     if load.file is None:
         source = find_source(state_dict.values())
         if source is None and not state_dict:
-            # The file may have nothing for the module of this hook, but something for no module.
+            # The file may have no tensor for this hook's module, but some that no module expects.
             unexpected = set(unexpected_keys)
             source = next((s for s in _SOURCES.values() if s.key in unexpected), None)
         load.file = source and source.file
@@ -122,8 +124,8 @@ class FittedModule(nn.Module):
 
     Attributes:
         changes (Counter): Number of changes of each kind that :meth:`fit_state_dict` has made,
-            as ``(noun, what)`` pairs: ``('kernel', 'zero-padded 3x3 -> 9x9')``. They are logged,
-            in one line a kind, and cleared once everything has been fitted.
+            as ``(noun, change)`` pairs: ``('kernel', 'zero-padded 3x3 -> 9x9')``. They are logged,
+            one line for each kind, and cleared once everything has been fitted.
     """
 
     def __init__(self) -> None:
@@ -132,20 +134,20 @@ class FittedModule(nn.Module):
         self._register_load_state_dict_pre_hook(self._before_load)
 
     def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Change, in place, the entries of ``state_dict`` that are this module's own.
+        """Change, in place, the entries of ``state_dict`` that belong to this module.
 
-        By default there are none.
+        By default nothing is changed.
 
         Args:
             state_dict (dict): A copy that may be changed; it may lack any key.
             prefix (str): Start of this module's own names, with its dot.
 
         Raises:
-            CheckpointError: If an entry can't be made to fit. A ValueError becomes one.
+            CheckpointError: If an entry can't be made to fit. A ValueError is turned into one.
         """
 
     def check_state_dict(self, state_dict: dict[str, Tensor], prefix: str, load: Load) -> None:
-        """Check ``state_dict`` after everything in it has been fitted. By default anything passes.
+        """Check ``state_dict`` after all of it has been fitted. By default everything passes.
 
         Raises:
             CheckpointError: If it does not belong here.
@@ -181,7 +183,7 @@ class FittedModule(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Fit and check everything within this module, unless a module around it has done so."""
+        """Fit and check everything within this module, unless an outer module has done so."""
         load = current_load(state_dict, unexpected_keys, error_msgs)
         if prefix in load.fitted:
             load.fitted.remove(prefix)
@@ -222,7 +224,7 @@ def initial_state(module: nn.Module, prefix: str, device: torch.device) -> dict[
         module (nn.Module): The module. On the meta device, where it has no values, a copy of it
             is initialized by ``reset_parameters``.
         prefix (str): Start of the names.
-        device (torch.device): Device of such a copy.
+        device (torch.device): Device of the copy.
     """
     state = module.state_dict(prefix=prefix)
     if not any(value.is_meta for value in state.values()):
@@ -239,10 +241,10 @@ def initial_state(module: nn.Module, prefix: str, device: torch.device) -> dict[
 class FittedBackbone(FittedModule):
     """Network that checks a state dict as a whole before the first tensor is copied.
 
-    Shapes have to agree, whatever the state dict is. One that was read from a file has to be
-    whole, too: no key is missing or left over. Only parameters that the checkpoint can't know
-    stay as initialized: those that a user has added to the network, in a subclass, in a module of
-    another class or by hand.
+    Shapes always have to agree. A state dict that was read from a file also has to be complete: no
+    key is missing or left over. Only parameters that the checkpoint can't know stay as initialized:
+    parameters that a user has added to the network, in a subclass, in a module of another class or
+    by hand.
 
     Attributes:
         family_names (frozenset[str]): Names of the family's own parameters and buffers, with ``*``
@@ -279,7 +281,7 @@ class FittedBackbone(FittedModule):
                         f'{key} is {theirs} where {family} has {ours}; build the model with the '
                         'sizes of the checkpoint, or take the checkpoint of this arch'
                     )
-            elif load.file and not key.endswith('.num_batches_tracked'):  # as mmengine has it
+            elif load.file and not key.endswith('.num_batches_tracked'):  # as in mmengine
                 if not self._is_new(prefix, key[len(prefix) :], known):
                     raise CheckpointError(
                         f'{key} is missing; another depth or option, or a part '
@@ -308,7 +310,7 @@ class FittedBackbone(FittedModule):
         """
         if _general(name) not in self.family_names:
             return True
-        # A module of a user's class, which the family has built, may add its own.
+        # A module of a user's class, built by the family, may add parameters of its own.
         parts, owner = name.split('.'), self.get_submodule(name.split('.', maxsplit=1)[0])
         for depth, part in enumerate(parts[1:], 2):
             added = _general(prefix + '.'.join(parts[:depth]))
@@ -322,7 +324,7 @@ class FittedBackbone(FittedModule):
         return False
 
     def _describe_foreign(self, given: list[str], wanted: str, prefix: str, load: Load) -> str:
-        """Return the error of a state dict that has nothing for this network."""
+        """Return the error message for a state dict that has nothing for this network."""
         in_file = load.names() if load.file else []
         text = (
             f'not a checkpoint of {type(self).__name__}: it has '

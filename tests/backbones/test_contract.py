@@ -31,6 +31,7 @@ from torch.nn.modules import module as global_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 import focal_mm
 from focal_mm.backbones import (
@@ -1067,6 +1068,40 @@ def test_scores_beyond_half_precision_are_scaled_first(name, training):
         half = attend_to_map(copy.deepcopy(attn).half(), x.half())
     assert half.isfinite().all()
     assert_close(half.float(), exact, atol=0.01)
+
+
+@leading_net
+def test_gradients_of_a_batch_of_directions_are_those_of_each(name):
+    net, x = build(name), images(1).requires_grad_()
+    out = net(x)[-1].mean((2, 3))[:, :3]
+    directions = torch.eye(3).unsqueeze(1)
+    batched = torch.autograd.grad(out, x, directions, is_grads_batched=True, retain_graph=True)[0]
+    single = [torch.autograd.grad(out, x, v, retain_graph=True)[0] for v in directions]
+    assert_close(batched, torch.stack(single))
+
+
+@leading_net
+@pytest.mark.parametrize('mode', ['fast', 'reference'])
+def test_recomputation_makes_the_choice_of_the_forward_pass(name, mode):
+    from focal_mm.kernels import use
+
+    net = build(name, with_cp=True, **fixed_statistics(name)).train()
+    with use(mode):
+        loss = total(net(images()))
+    with use('fast' if mode == 'reference' else 'reference'), FlopCounterMode(display=False):
+        loss.backward()
+    recomputed = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+    net = build(name, **fixed_statistics(name)).train()
+    assert_close(recomputed, gradients(net, net, images()))
+
+
+def test_method_of_another_module_is_called():
+    ours, theirs = (build('focalnet').layers[0].blocks[0].modulation for _ in range(2))
+    nn.init.normal_(theirs.focal_layers[0][0].weight)
+    x = torch.randn(1, 5, 6, 8)
+    before = ours(x)
+    ours.contextualize = theirs.contextualize
+    assert differs((ours(x),), (before,))
 
 
 # ---- training, empty batches, BatchNorm --------------------------------------------------------
