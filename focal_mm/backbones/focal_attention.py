@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from ..kernels.linear import project
@@ -208,13 +209,13 @@ class FocalAttention(MultiLevelAttention, FittedModule):
                     1, num_heads, window_size**2, len(surroundings(window_size, expand_size))
                 )
             )
-            nn.init.trunc_normal_(neighbours, std=0.02)
+            trunc_normal_(neighbours, std=0.02)
         self.register_parameter('relative_position_bias_table_to_neighbors', neighbours)
         tables = []
         for level in range(self.pooled_levels):
             region = focal_window + 2**level - 1
             table = nn.Parameter(torch.empty(num_heads, (window_size + region - 1) ** 2))
-            nn.init.trunc_normal_(table, std=0.02)
+            trunc_normal_(table, std=0.02)
             tables.append(table)
         self.relative_position_bias_table_to_windows = BiasTables(tables)
 

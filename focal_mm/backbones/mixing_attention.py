@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.dist import get_world_size
+from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -99,7 +100,7 @@ class WindowAttentionBlock(FittedModule):
         self.relative_position_bias_table = nn.Parameter(
             torch.empty((2 * window_size - 1) ** 2, num_heads)
         )
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.qkv = nn.Linear(attn_dim, 3 * attn_dim, bias=qkv_bias)
         self.attn_norm = build_norm_layer(norm_cfg, attn_dim)[1]
         self.dwconv3x3 = nn.Sequential(
