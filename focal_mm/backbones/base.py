@@ -10,7 +10,6 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
@@ -20,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..kernels.dispatch import cached, can_fuse, record_choice
 from ..kernels.linear import PatchConv2d, mlp
-from ..kernels.window_plans import padding_to_multiple
+from ..kernels.window_plans import pad_to_multiple
 from ..weights.loading import CheckpointError, FittedBackbone, FittedModule, initial_state
 
 
@@ -197,8 +196,7 @@ class PatchEmbed(FittedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, ceil(H / p), ceil(W / p), embed_dims)."""
-        right, below = (padding_to_multiple(n, self.patch_size) for n in (x.shape[3], x.shape[2]))
-        x = F.pad(x, (0, right, 0, below))
+        x = pad_to_multiple(x, self.patch_size, channels_first=True)
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 

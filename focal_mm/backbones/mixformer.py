@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..kernels.linear import PatchConv2d
-from ..kernels.window_plans import crop, pad_to_multiple, padding_to_multiple
+from ..kernels.window_plans import pad_to_multiple, roll
 from .base import Mlp, Stage, StagedBackbone, fix_statistics, per_stage, resolve_arch
 from .folding import fold_after, fold_before, require_eval
 from .mixing_attention import MixingAttention, SuccessiveAttention, WindowAttentionBlock
@@ -69,7 +68,7 @@ class MixingBlock(BaseModule):
         # Zeros after the norm make whole windows. As in the official code they are tokens like
         # any other: attended to, convolved and pooled.
         out = self.attn(pad_to_multiple(self.norm1(x), self.attn.window_size))
-        x = x + self.drop_path(crop(out, *x.shape[1:3]))
+        x = x + self.drop_path(roll(out, (0, 0), x.shape[1:3]))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -118,16 +117,7 @@ class ConvStem(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, ceil(H / patch_size), ceil(W / patch_size), embed_dims)."""
-        height, width = x.shape[2:]
-        x = F.pad(
-            x,
-            (
-                0,
-                padding_to_multiple(width, self.patch_size),
-                0,
-                padding_to_multiple(height, self.patch_size),
-            ),
-        )
+        x = pad_to_multiple(x, self.patch_size, channels_first=True)
         # With channels last in memory, 3 x 3 convolutions take half the time on a CPU.
         x = self.stem(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
@@ -154,7 +144,7 @@ class ConvMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, ceil(H / 2), ceil(W / 2), C')."""
         # The official code takes even maps only. Odd ones are padded before the norm, as in Swin.
-        x = F.pad(x, (0, padding_to_multiple(x.shape[3], 2), 0, padding_to_multiple(x.shape[2], 2)))
+        x = pad_to_multiple(x, 2, channels_first=True)
         return self.reduction(self.norm(x)).permute(0, 2, 3, 1)
 
     def fold_norms(self) -> None:

@@ -48,18 +48,20 @@ def padding_to_multiple(side: int, multiple: int) -> int:
     return (side + multiple - 1) // multiple * multiple - side
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Zero-pad a map (N, H, W, C) at the right and at the bottom to multiples of a side."""
-    below, right = (padding_to_multiple(side, multiple) for side in x.shape[1:3])
-    # Padding by 0 copies the map. A graph always pads, to avoid a branch on the size.
-    return F.pad(x, (0, 0, 0, right, 0, below)) if is_graph() or below or right else x
+def pad_to_multiple(x: Tensor, multiple: int, channels_first: bool = False) -> Tensor:
+    """Zero-pad a map at the right and at the bottom to multiples of a side.
 
-
-def crop(x: Tensor, height: int, width: int) -> Tensor:
-    """Crop a map (N, H, W, C) to its first rows and columns. In a graph a slice would branch on the
-    size.
+    Args:
+        x (Tensor): Shape (N, H, W, C), or (N, C, H, W).
+        multiple (int): The side.
+        channels_first (bool): Whether the shape is (N, C, H, W). Default: False.
     """
-    return roll(x, (0, 0), (height, width)) if is_graph() else x[:, :height, :width]
+    height, width = x.shape[2:] if channels_first else x.shape[1:3]
+    below, right = (padding_to_multiple(side, multiple) for side in (height, width))
+    # Padding by 0 copies the map. A graph always pads, to avoid a branch on the size.
+    if not (is_graph() or below or right):
+        return x
+    return F.pad(x, (0, right, 0, below) if channels_first else (0, 0, 0, right, 0, below))
 
 
 def add_spare_windows(x: Tensor, window_size: int) -> Tensor:
@@ -81,7 +83,7 @@ def roll(x: Tensor, shifts: Sequence[int], sizes: Sequence[int] | None = None) -
     if not is_graph():
         x = x.roll(tuple(shifts), (1, 2)) if any(shifts) else x
         return x[:, : sizes[0], : sizes[1]]
-    # torch.roll cannot be exported to ONNX if sides are symbols.
+    # With sides that are symbols torch.roll has no ONNX, and a slice would branch on the size.
     for dim, (shift, size) in enumerate(zip(shifts, sizes, strict=True), 1):
         index = torch.arange(size, device=x.device) - shift
         x = x.index_select(dim, wrap(index, x.shape[dim]))
