@@ -13,6 +13,7 @@ import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +21,17 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels.dispatch import cached, can_fuse, record_choice
 from ..kernels.linear import PatchConv2d, mlp
 from ..kernels.window_plans import pad_to_multiple
-from ..weights.loading import CheckpointError, FittedBackbone, FittedModule, initial_state
+from ..weights.loading import (
+    CheckpointError,
+    FittedBackbone,
+    FittedModule,
+    describe_prefixes,
+    initial_state,
+    plain_name,
+)
+
+# Parts of Hugging Face's model for masked-image pre-training that a backbone does not have.
+MASKED_IMAGE = ('decoder', 'mask_token')
 
 
 def resolve_arch(
@@ -360,6 +371,32 @@ class StagedBackbone(BaseModule, FittedBackbone):
                 x = stage.downsample(x.permute(0, 3, 1, 2))
         return tuple(outs)
 
+    def init_weights(self) -> None:
+        """Initialize the weights as ``init_cfg`` says.
+
+        Raises:
+            CheckpointError: If its checkpoint does not belong here, or has nothing behind
+                ``prefix``.
+        """
+        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
+        prefixed = [cfg for cfg in cfgs if cfg and cfg.get('prefix')]
+        for cfg in prefixed:
+            cfg['prefix'] = plain_name(cfg['prefix']) or None  # as the names of the file are read
+        try:
+            super().init_weights()
+        except AssertionError as error:  # of mmengine, which names no file
+            for cfg in prefixed:
+                if not str(error).startswith(str(cfg['prefix'])):
+                    continue
+                content = CheckpointLoader.load_checkpoint(cfg['checkpoint'], 'cpu')
+                hint = describe_prefixes(
+                    content.get('state_dict', content), 'patch_embed.proj.weight'
+                )
+                raise CheckpointError(
+                    f'{cfg["checkpoint"]}: no key begins with prefix={cfg["prefix"]!r}{hint}'
+                ) from None
+            raise
+
     def train(self, mode: bool = True) -> 'StagedBackbone':
         """Set the mode as :meth:`torch.nn.Module.train`; frozen parts stay in eval mode."""
         super().train(mode)
@@ -394,10 +431,17 @@ class StagedBackbone(BaseModule, FittedBackbone):
         """
         absent = [f'norm{i}' for i in range(len(self.layers)) if not hasattr(self, f'norm{i}')]
         left_out = set()
+        own = self.state_dict(prefix=prefix)
         for key in [key for key in state_dict if key.startswith(prefix)]:
+            plain = prefix + key[len(prefix) :].replace('_orig_mod.', '')
+            if key not in own and plain in own:  # a part of the net was compiled
+                state_dict[plain] = state_dict.pop(key)
+                continue
             part = key[len(prefix) :].split('.')[0]
             if part in self.classifier:
                 self.changes['tensor', 'of the classifier left out'] += 1
+            elif part in MASKED_IMAGE:
+                self.changes['tensor', 'of masked-image pre-training left out'] += 1
             elif part in absent:
                 left_out.add(part)
             else:

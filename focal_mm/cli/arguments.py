@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
+from ..weights import trust
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """A parser that reports a wrong command line in one line, without the usage."""
@@ -49,6 +51,14 @@ class RunParser(ArgumentParser):
             'data_root=DIR moves all data that lies in the old one',
         )
         self.add_argument(
+            '--trust',
+            action='append',
+            default=[],
+            metavar='FILE',
+            help='let this checkpoint run the code that it contains; without it, one that could '
+            'run code is refused',
+        )
+        self.add_argument(
             '--launcher',
             choices=['none', 'pytorch', 'slurm', 'mpi'],
             default='none',
@@ -64,4 +74,5 @@ class RunParser(ArgumentParser):
         except ValueError:  # mmengine's DictAction on a word without '='
             self.error('--cfg-options takes KEY=VALUE pairs, without spaces around "="')
         os.environ.setdefault('LOCAL_RANK', str(parsed.local_rank))
+        trust(*parsed.trust)
         return parsed

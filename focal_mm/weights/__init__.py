@@ -1,6 +1,6 @@
 """Published checkpoints: finding, reading, renaming, fitting and loading them."""
 
-from .formats import convert, read_checkpoint, recognise
+from .formats import convert, read_checkpoint, recognise, trust
 from .loading import CheckpointError
 from .zoo import ZOO, Weights, fetch, find, register, verify
 from .zoo import list_weights as list  # read where it is used: weights.list()
@@ -16,5 +16,6 @@ __all__ = [
     'read_checkpoint',
     'recognise',
     'register',
+    'trust',
     'verify',
 ]

@@ -3,24 +3,25 @@
 Reading never runs code that a file contains.
 """
 
-import pickle
+import os
 import re
-from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import print_log
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..cache import whole_file
-from .loading import CheckpointError, remember
+from . import unpickling
+from .loading import CheckpointError, plain_name, remember
 from .paddle import read_pdparams, to_torch
+from .unpickling import RefusedError
 
 # Keys that identify the origin of a file. In a detector they start with 'backbone.'.
 _MARKS = {
@@ -37,10 +38,14 @@ _MARKS = {
     'Paddle MixFormer': ('layers.0.blocks.0.attn.dwconv3x3.1._mean',),
     'PyTorch MixFormer': ('layers.0.blocks.0.attn.dwconv3x3.1.running_mean',),
 }
+# How often an average of weights was updated, in mmengine and in torch.
+_COUNTS = ('steps', 'n_averaged')
+_LINEAR = re.compile(r'\.(modulation\.(f|proj)|mlp\.fc[12])\.weight$')
 # Renaming rules: pattern, replacement. The names of whole detectors and segmentors, heads and
 # necks included, are the same from mmdet 2 to 3 and from mmseg 0 to 1.
 _RENAMES = {
     'timm FocalNet': (
+        (r'^layers_', 'layers.'),  # with features_only=True
         (r'^stem\.', 'patch_embed.'),
         # timm steps down at the start of a stage, the official code at the end of the one before.
         (r'^layers\.(\d+)\.downsample\.', lambda m: f'layers.{int(m[1]) - 1}.downsample.'),
@@ -53,6 +58,7 @@ _RENAMES = {
         (r'^focalnet\.', ''),
         (r'^embeddings\.patch_embeddings\.projection\.', 'patch_embed.proj.'),
         (r'^embeddings\.norm\.', 'patch_embed.norm.'),
+        (r'^embeddings\.mask_token$', 'mask_token'),
         (r'^encoder\.stages\.(\d+)\.layers\.', r'layers.\1.blocks.'),
         (r'^encoder\.stages\.(\d+)\.downsample\.projection\.', r'layers.\1.downsample.proj.'),
         (r'^encoder\.stages\.(\d+)\.', r'layers.\1.'),
@@ -66,6 +72,16 @@ _RENAMES = {
 }
 
 
+def _identify(names: set[str]) -> tuple[str, str] | None:
+    """Return the origin of a network by its names, and the prefix that it has among them."""
+    for origin, marks in _MARKS.items():
+        ends = (name.removesuffix(marks[-1]) for name in names if name.endswith(marks[-1]))
+        for prefix in sorted(end for end in ends if end == '' or end.endswith('.')):
+            if names.issuperset(prefix + mark for mark in marks):
+                return origin, prefix
+    return None
+
+
 def recognise(state_dict: dict[str, Tensor]) -> str | None:
     """Identify the origin of a state dict by its names.
 
@@ -75,73 +91,50 @@ def recognise(state_dict: dict[str, Tensor]) -> str | None:
         or ``'PyTorch MixFormer'``; followed by ``' in an mmdet detector'``, ``' in an mmseg
         segmentor'`` or ``' in a larger model'`` if it is a part of one. None for any other names.
     """
-    names = {re.sub(r'^(module\.)?(focalnet\.)?', '', key) for key in state_dict}
-    for origin, marks in _MARKS.items():
-        if names.issuperset(marks):
-            return origin
-        if names.issuperset(f'backbone.{mark}' for mark in marks):
-            parts = {name.split('.')[0] for name in names}
-            model = (
-                'an mmseg segmentor'
-                if 'decode_head' in parts
-                else 'an mmdet detector'
-                if parts & {'rpn_head', 'roi_head', 'bbox_head'}
-                else 'a larger model'
-            )
-            return f'{origin} in {model}'
-    return None
+    names = set(map(plain_name, state_dict))
+    found = _identify(names)
+    if found is None:
+        return None
+    origin, prefix = found
+    if prefix in ('', 'focalnet.'):
+        return origin
+    parts = {name.split('.')[0] for name in names}
+    if prefix == 'backbone.' and 'decode_head' in parts:
+        return f'{origin} in an mmseg segmentor'
+    if prefix == 'backbone.' and parts & {'rpn_head', 'roi_head', 'bbox_head'}:
+        return f'{origin} in an mmdet detector'
+    return f'{origin} in a larger model'
 
 
 def to_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a state dict to the official names, in PyTorch's layout and without the ``module.`` of
-    a data-parallel model; an official state dict is returned unchanged.
+    """Rename a state dict to the official names, in PyTorch's layout and without what data-parallel
+    and compiled models put into names; names that are none of our families' stay.
 
     timm writes linear layers as 1x1 convolutions; all but ``modulation.h``, which is one in the
     official code too, become (out, in) again.
     """
-    if state_dict and all(key.startswith('module.') for key in state_dict):
-        state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
-    rules = _RENAMES.get(recognise(state_dict) or '')
-    if rules is None:
+    found = _identify(set(map(plain_name, state_dict)))
+    if found is None:
         return to_torch(state_dict)
+    origin, prefix = found
+    rules = _RENAMES.get(origin, ())
+    if prefix == 'focalnet.':  # Hugging Face's classifier is beside it, not within
+        prefix = ''
+    averaged = any(key.startswith('module.') for key in state_dict)
     renamed = {}
-    for key, value in state_dict.items():
-        if key.endswith('embeddings.mask_token'):  # of masked pre-training, no part of the net
+    for key, value in to_torch(state_dict).items():
+        if averaged and key in _COUNTS:
             continue
-        for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)
-        if value.ndim == 4 and re.search(r'\.(modulation\.(f|proj)|mlp\.fc[12])\.weight$', key):
-            value = value.flatten(1)
+        key = plain_name(key)
+        if key.startswith(prefix):
+            name = key[len(prefix) :]
+            for pattern, replacement in rules:
+                name = re.sub(pattern, replacement, name)
+            if rules and value.ndim == 4 and _LINEAR.search(name):
+                value = value.flatten(1)
+            key = prefix + name
         renamed[key] = value
     return renamed
-
-
-def _statistic(owner: type, name: str) -> Callable:
-    """Replace ``getattr``, which HistoryBuffer's pickles call to name methods of HistoryBuffer."""
-    if owner is not HistoryBuffer or name.startswith('_'):
-        raise pickle.UnpicklingError('GLOBAL builtins.getattr')
-    return getattr(owner, name)
-
-
-_statistic.__module__, _statistic.__qualname__ = 'builtins', 'getattr'
-
-
-def _trusted() -> list:
-    """Return the types that mmengine and the authors' scripts store beside tensors: plain data."""
-    dtypes = {type(np.dtype(kind)) for kind in 'fdilqILQ?'}
-    # The functions that rebuild arrays and scalars; numpy 2 has moved them.
-    reconstruct, scalar = (value.__reduce__()[0] for value in (np.zeros(0), np.float64(0)))
-    return [
-        HistoryBuffer,
-        _statistic,
-        Namespace,
-        slice,
-        np.ndarray,
-        np.dtype,
-        reconstruct,
-        scalar,
-        *dtypes,
-    ]
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -155,8 +148,31 @@ def _is_torch(head: bytes) -> bool:
     return head.startswith(b'PK\x03\x04') or magic in head
 
 
-def _read(path: str | Path, map_location: str | torch.device | None = 'cpu') -> Any:
-    """Read a file of any kind, which its first bytes tell and its name does not."""
+def trust(*files: str | Path) -> None:
+    """Let the files run the code that they contain when they are loaded, as ``torch.load`` does
+    with ``weights_only=False``.
+
+    The environment variable ``FOCAL_MM_TRUST`` has the files, separated as in ``PATH``; this
+    process and those that it starts read it.
+    """
+    known = os.environ.get('FOCAL_MM_TRUST', '').split(os.pathsep)
+    paths = [str(Path(file).expanduser().resolve()) for file in files]
+    os.environ['FOCAL_MM_TRUST'] = os.pathsep.join(filter(None, dict.fromkeys([*known, *paths])))
+
+
+def _is_trusted(path: Path) -> bool:
+    files = os.environ.get('FOCAL_MM_TRUST', '').split(os.pathsep)
+    return any(path.resolve() == Path(file).expanduser().resolve() for file in files if file)
+
+
+def _read(path: str | Path, map_location: Any = 'cpu', omit: bool = False) -> Any:
+    """Read a file of any kind, which its first bytes tell and its name does not.
+
+    Args:
+        path (str or Path): The file.
+        map_location: As in ``torch.load``.
+        omit (bool): Whether values of unsafe classes become empty. False: they are refused.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such checkpoint file')
@@ -168,18 +184,20 @@ def _read(path: str | Path, map_location: str | torch.device | None = 'cpu') -> 
     try:
         if safetensors:
             return load_file(path, device=str(map_location or 'cpu'))
-        # An open file: torch 2.14 judges a path by its suffix. Only a path could be memory-mapped.
-        with torch.serialization.safe_globals(_trusted()), path.open('rb') as file:
-            return torch.load(file, map_location=map_location, weights_only=True, mmap=False)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if refused is None:
-            raise CheckpointError(
-                f'{path}: not a checkpoint, or a damaged one; get the file again'
-            ) from error
+        with path.open('rb') as file:
+            if _is_trusted(path):
+                return torch.load(file, map_location=map_location, weights_only=False)
+            if is_zipfile(file) and any(
+                name.endswith('/constants.pkl') for name in ZipFile(file).namelist()
+            ):  # torch.load would run it
+                raise RefusedError('a TorchScript program')
+            file.seek(0)
+            return unpickling.load(file, map_location, omit)
+    except RefusedError as error:
         raise CheckpointError(
-            f'{path}: refused, since it stores {refused[1]}, which could run code when loaded; if '
-            'you trust its author, save its state dict alone (tensors by name) to a new file'
+            f'{path}: refused, since it stores {error.name}, which could run code when loaded; '
+            f'if you trust this file, set FOCAL_MM_TRUST={path} (--trust {path}); else keep its '
+            f'tensors alone: focal-mm weights convert {path} NEW.pth'
         ) from error
     except Exception as error:  # a damaged file can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -188,20 +206,21 @@ def _read(path: str | Path, map_location: str | torch.device | None = 'cpu') -> 
         ) from error
 
 
-def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 'cpu') -> dict:
+def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> Any:
     """Read a checkpoint of ``torch.save``, safetensors or Paddle without running code.
 
-    The tensors remember the file (:func:`~focal_mm.weights.loading.remember`), so that a network
+    What a run of mmengine writes is returned as it was written. Only weights of our families are
+    renamed, and those that the authors store in another place are under ``'state_dict'``, too. The
+    tensors remember the file (:func:`~focal_mm.weights.loading.remember`), so that a network
     that they are loaded into can refuse a part of it and name it.
 
     Args:
         path (str or Path): The file, under any name.
-        map_location (str or torch.device): Device of the tensors; those of Paddle stay on the
-            CPU. Default: ``'cpu'``.
+        map_location: Device of the tensors, or anything else that ``torch.load`` takes; those of
+            Paddle stay on the CPU. Default: ``'cpu'``.
 
     Returns:
-        dict: Content of the file, with the official names. Weights that the authors store under
-        ``'model'`` are under ``'state_dict'``, too.
+        Content of the file, in most files a dict.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -211,20 +230,21 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     content = _read(path, map_location)
     if not isinstance(content, dict):
         return content
-    if not _has_arrays(content):
+    if 'meta' not in content and not _has_arrays(content):
         raise CheckpointError(f'{path}: holds no weights, only {next(iter(content), "nothing")}')
     for value in content.values():  # an average of the weights has a place of its own
         if isinstance(value, dict):
             remember(path, value)
     place = _place(content)
     weights = content if place is None else content[place]
-    metadata = getattr(weights, '_metadata', None)
-    weights = OrderedDict(to_official(weights) if _is_weights(weights) else weights)
-    if metadata is not None:
-        # Versions of modules, by which PyTorch loads old files.
-        weights._metadata = metadata  # type: ignore[attr-defined]
     remember(path, weights)
-    return weights if place is None else {**content, 'state_dict': weights}
+    if not _is_weights(weights) or recognise(weights) is None:
+        return content
+    official = OrderedDict(to_official(weights))
+    if hasattr(weights, '_metadata'):  # versions of modules, by which PyTorch loads old files
+        official._metadata = weights._metadata  # type: ignore[attr-defined]
+    remember(path, official)
+    return official if place is None else {**content, 'state_dict': official}
 
 
 def _has_arrays(content: object) -> bool:
@@ -243,28 +263,40 @@ def _is_weights(candidate: object) -> bool:
 
 
 def _place(content: dict) -> str | None:
-    """Return the key under which a checkpoint stores its weights; None if it is the weights."""
-    return next((key for key in ('state_dict', 'model') if _is_weights(content.get(key))), None)
+    """Return the key under which a checkpoint stores its weights; None if it is the weights.
+
+    Files of other trainers name it as they like, and may have an average beside the weights.
+    """
+    places = [key for key in ('state_dict', 'model') if _is_weights(content.get(key))]
+    places += [
+        key
+        for key, value in content.items()
+        if key not in places and _is_weights(value) and recognise(value)
+    ]
+    if len(places) > 1 and places[0] not in ('state_dict', 'model'):
+        print_log(f'weights of {places[0]!r}; not taken: {", ".join(places[1:])}', logger='current')
+    return places[0] if places else None
 
 
-def convert(source: str | Path, target: str | Path) -> tuple[str, int]:
-    """Write the weights of a published checkpoint to a plain file: tensors by their official names
-    and nothing else, which every reader loads without running code.
+def convert(source: str | Path, target: str | Path) -> tuple[str | None, int]:
+    """Write the weights of a checkpoint to a plain file: tensors by their official names and
+    nothing else, which every reader loads without running code.
 
     Args:
-        source (str or Path): A file that :func:`read_checkpoint` reads.
+        source (str or Path): A file that :func:`read_checkpoint` reads, or refuses since it could
+            run code: it runs none here.
         target (str or Path): The new file: ``.pth``, with the tensors under ``'state_dict'``, or
             ``.safetensors``. It appears once it is complete.
 
     Returns:
-        tuple[str, int]: Origin, as :func:`recognise` gives it, and number of tensors.
+        tuple[str or None, int]: Origin, as :func:`recognise` gives it, and number of tensors.
 
     Raises:
         FileNotFoundError: If there is no source.
         FileExistsError: If the target exists.
         OSError: If the target can't be written.
         ValueError: If the target has another suffix.
-        CheckpointError: If the source can't be read, or is no checkpoint of our families.
+        CheckpointError: If the source can't be read, or has no weights.
     """
     target = Path(target).expanduser()
     if target.suffix not in ('.pth', '.safetensors'):
@@ -273,14 +305,13 @@ def convert(source: str | Path, target: str | Path) -> tuple[str, int]:
         raise FileExistsError(
             f'{target} exists and is not overwritten; delete it, or name another file'
         )
-    content = _read(source)
+    content = _read(source, omit=True)
     weights = content.get(_place(content), content) if isinstance(content, dict) else {}
-    origin = recognise(weights) if _is_weights(weights) else None
-    if origin is None:
+    if not _is_weights(weights):
         raise CheckpointError(
-            f'{source}: no published checkpoint of FocalNet, Focal Transformer or MixFormer; it '
-            f'has {next(iter(weights), "nothing")}'
+            f'{source}: no state dict, tensors by name; it has {next(iter(weights), "nothing")}'
         )
+    origin = recognise(weights)
     # Clones: a view would bring all of its storage along, and safetensors takes none.
     weights = {
         key: value.clone(memory_format=torch.contiguous_format)

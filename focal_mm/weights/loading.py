@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .resize import fit_kernel
 
+_WRAPPERS = re.compile(r'^((module|_orig_mod)\.)+')
 # Packages whose classes the networks of focal_mm consist of; all other classes are a user's.
 _PACKAGES = ('focal_mm', 'mmcv', 'mmdet', 'mmengine', 'torch')
 
@@ -64,8 +66,12 @@ def remember(file: str | Path, state_dict: dict) -> None:
 
 
 def find_source(values: Iterable[object]) -> Source | None:
-    """Return the origin of the first value that :func:`remember` knows, or None."""
-    tensors = (value for value in values if isinstance(value, Tensor))
+    """Return the origin of the first value that :func:`remember` knows, or None.
+
+    Values may be dicts of tensors, as in a file that keeps its weights in a place of its own.
+    """
+    nested = (v.values() if isinstance(v, dict) else (v,) for v in values)
+    tensors = (value for value in chain.from_iterable(nested) if isinstance(value, Tensor))
     return next((_SOURCES[tensor] for tensor in tensors if tensor in _SOURCES), None)
 
 
@@ -114,6 +120,13 @@ def current_load(state_dict: dict, unexpected_keys: list[str], error_msgs: list[
             source = next((s for s in _SOURCES.values() if s.key in unexpected), None)
         load.file = source and source.file
     return load
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a tensor without what a data-parallel (``module.``) or a compiled model
+    (``_orig_mod.``) puts before it.
+    """
+    return _WRAPPERS.sub('', name)
 
 
 # ---- fitting -----------------------------------------------------------------------------------
@@ -326,22 +339,33 @@ class FittedBackbone(FittedModule):
     def _describe_foreign(self, given: list[str], wanted: str, prefix: str, load: Load) -> str:
         """Return the error message for a state dict that has nothing for this network."""
         in_file = load.names() if load.file else []
-        text = (
+        return (
             f'not a checkpoint of {type(self).__name__}: it has '
             f'{next(iter(given or in_file), "no key")}, and nothing like {wanted}'
+            f'{describe_prefixes(in_file, wanted[len(prefix) :])}'
         )
-        suffix = wanted[len(prefix) :]
-        prefixes = sorted(
-            {name.removesuffix(suffix) for name in in_file if f'.{name}'.endswith(f'.{suffix}')}
-        )
-        if not prefixes:
-            return text
-        found = ' and '.join(repr(p) if p else 'no prefix' for p in prefixes)
-        option = f', prefix={prefixes[0]!r}' if prefixes[0] else ''
-        return (
-            f'{text}; the file has {suffix} behind {found}: give it to the backbone, as '
-            f"init_cfg=dict(type='Pretrained', checkpoint=...{option})"
-        )
+
+
+def describe_prefixes(names: Iterable[str], wanted: str) -> str:
+    """Return the end of an error message: behind which prefixes a file has a tensor.
+
+    Args:
+        names (Iterable[str]): Names of the tensors in the file.
+        wanted (str): Name of the tensor in the network.
+
+    Returns:
+        str: Empty if the file does not have it.
+    """
+    ends = (name.removesuffix(wanted) for name in names if f'.{name}'.endswith(f'.{wanted}'))
+    prefixes = sorted(set(ends))
+    if not prefixes:
+        return ''
+    found = ' and '.join(repr(p) if p else 'no prefix' for p in prefixes)
+    option = f', prefix={prefixes[0]!r}' if prefixes[0] else ''
+    return (
+        f'; the file has {wanted} behind {found}: give it to the backbone, as '
+        f"init_cfg=dict(type='Pretrained', checkpoint=...{option})"
+    )
 
 
 def _general(key: str) -> str:

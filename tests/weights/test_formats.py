@@ -36,6 +36,10 @@ def features(net: torch.nn.Module) -> list:
         return net(torch.randn(1, 3, 64, 64))
 
 
+def behind(prefix: str, weights: dict) -> dict:
+    return {prefix + key: value for key, value in weights.items()}
+
+
 @pytest.mark.stock
 @pytest.mark.parametrize(
     'wrap',
@@ -44,9 +48,29 @@ def features(net: torch.nn.Module) -> list:
         lambda weights: {'model': weights},
         lambda weights: {'model': weights, 'config': Namespace(lr=0.1), 'epoch': 3},
         lambda weights: {'state_dict': weights, 'meta': {}},
-        lambda weights: {'state_dict': {f'module.{k}': v for k, v in weights.items()}},
+        lambda weights: {'state_dict': behind('module.', weights)},
+        lambda weights: {'model': behind('_orig_mod.', weights)},
+        lambda weights: behind('module._orig_mod.', weights),
+        lambda weights: {
+            'ema_state_dict': {**behind('module.', weights), 'steps': torch.tensor(3)}
+        },
+        lambda weights: {'model_ema': behind('module.', weights), 'epoch': 3},
+        lambda weights: {'teacher': weights, 'student': {k: 0 * v for k, v in weights.items()}},
+        lambda weights: {'net': weights, 'optimizer': {'state': {}}},
     ],
-    ids=['bare', 'official', 'official-with-config', 'openmmlab', 'data-parallel'],
+    ids=[
+        'bare',
+        'official',
+        'official-with-config',
+        'openmmlab',
+        'data-parallel',
+        'compiled',
+        'both',
+        'average of mmengine',
+        'average of the authors',
+        'teacher',
+        'any place',
+    ],
 )
 def test_file_loads_however_it_is_wrapped(tmp_path, other, wrap):
     torch.save(wrap(other), tmp_path / 'x.pth')
@@ -286,8 +310,39 @@ def test_timm_model_gives_the_same_maps(tmp_path, options):
     torch.testing.assert_close(list(features(net)), list(expected), atol=2e-5, rtol=2e-5)
 
 
+def test_timm_features_load_alone_and_in_a_detector(tmp_path):
+    timm = pytest.importorskip('timm')
+    theirs = timm.models.focalnet._create_focalnet(
+        'focalnet_tiny_srf',
+        features_only=True,
+        embed_dim=8,
+        depths=(1, 1),
+        focal_levels=(2, 2),
+        focal_windows=(3, 3),
+        out_indices=(0, 1),
+    )
+    perturb(theirs)
+    weights = theirs.state_dict()
+    assert 'layers_0.blocks.0.modulation.f.weight' in weights
+    nets = []
+    for prefix in ('', 'backbone.'):
+        save_file(behind(prefix, weights), tmp_path / 'x.safetensors')
+        cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'x.safetensors'))
+        net = small(out_norm=False, init_cfg=dict(cfg, prefix=prefix) if prefix else cfg)
+        net.init_weights()
+        nets.append(net)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        expected = theirs.eval()(torch.randn(1, 3, 64, 64))
+    for net in nets:
+        torch.testing.assert_close(list(features(net.eval())), expected, atol=2e-5, rtol=2e-5)
+
+
 @pytest.mark.parametrize('options', OPTIONS, ids=['plain', 'all-flags'])
-@pytest.mark.parametrize('kind', ['FocalNetModel', 'FocalNetForImageClassification'])
+@pytest.mark.parametrize(
+    'kind',
+    ['FocalNetModel', 'FocalNetForImageClassification', 'FocalNetForMaskedImageModeling'],
+)
 def test_hugging_face_model_gives_the_same_maps(tmp_path, options, kind):
     transformers = pytest.importorskip('transformers')
     config = transformers.FocalNetConfig(
@@ -306,6 +361,9 @@ def test_hugging_face_model_gives_the_same_maps(tmp_path, options, kind):
     )
     theirs = getattr(transformers, kind)(config).eval()
     perturb(theirs)
+    assert kind != 'FocalNetForMaskedImageModeling' or any(
+        key.startswith('decoder.') for key in theirs.state_dict()
+    )
     torch.save(theirs.state_dict(), tmp_path / 'pytorch_model.bin')
     net = small(**options)
     load_checkpoint(net, str(tmp_path / 'pytorch_model.bin'))
@@ -590,22 +648,34 @@ def test_converting_never_overwrites(tmp_path, other, name):
 
 
 @pytest.mark.stock
-@pytest.mark.parametrize(
-    'content, words',
-    [
-        (
-            {'conv1.weight': torch.zeros(1)},
-            'x.pth: no published checkpoint of .* it has conv1.weight',
-        ),
-        ({'epoch': 3}, 'x.pth: no published checkpoint of .* it has epoch'),
-        ([1], 'x.pth: no published checkpoint of .* it has nothing'),
-    ],
-)
-def test_foreign_file_is_not_converted(tmp_path, content, words):
+def test_converted_file_of_another_model_keeps_its_names(tmp_path):
+    weights = {'conv1.weight': torch.ones(1)}
+    torch.save({'model': weights, 'epoch': 3}, tmp_path / 'x.pth')
+    assert convert(tmp_path / 'x.pth', tmp_path / 'y.pth') == (None, 1)
+    assert torch.load(tmp_path / 'y.pth') == {'state_dict': weights}
+
+
+@pytest.mark.stock
+@pytest.mark.parametrize('content, has', [({'epoch': 3}, 'epoch'), ([1], 'nothing')])
+def test_file_without_weights_is_not_converted(tmp_path, content, has):
     torch.save(content, tmp_path / 'x.pth')
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=f'x.pth: no state dict, .*; it has {has}'):
         convert(tmp_path / 'x.pth', tmp_path / 'y.pth')
     assert not (tmp_path / 'y.pth').exists()
+
+
+@pytest.mark.stock
+def test_what_a_run_wrote_is_read_as_plain_mmengine_reads_it(tmp_path):
+    """Names and places of weights that are none of our families' stay."""
+    for content in (
+        {'model': {'conv1.weight': torch.ones(1)}, 'epoch': 3},
+        {'state_dict': {'module.conv1.weight': torch.ones(1)}, 'meta': {'epoch': 3}},
+        {'meta': {'epoch': 3}, 'state_dict': {}},
+        {'conv1.weight': torch.ones(1)},
+        [1, torch.ones(1)],
+    ):
+        torch.save(content, tmp_path / 'x.pth')
+        assert repr(read_checkpoint(tmp_path / 'x.pth')) == repr(content)
 
 
 @pytest.mark.stock

@@ -243,6 +243,54 @@ def test_file_under_another_prefix_is_told_so(tmp_path, theirs, road, words):
         load_by(road, focalnet(), path)
 
 
+@pytest.mark.parametrize(
+    'theirs, ours, words',
+    [
+        ('backbone.0.', 'neck', r"begins with prefix='neck': .*|behind 'backbone\.0\.'"),
+        ('backbone.', 'module.neck.', r"begins with prefix='neck\.'; .*behind 'backbone\.'"),
+    ],
+)
+def test_prefix_that_no_key_has_names_those_that_are_there(tmp_path, theirs, ours, words):
+    path = save(tmp_path / 'x.pth', shuffled(focalnet(), theirs))
+    net = focalnet(init_cfg=dict(type='Pretrained', checkpoint=path, prefix=ours))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(CheckpointError, match=words) as error:
+        net.init_weights()
+    assert str(error.value).startswith(path) and '\n' not in str(error.value)
+    torch.testing.assert_close(dict(net.state_dict()), before)
+
+
+@all_families
+@pytest.mark.parametrize(
+    'theirs, ours',
+    [
+        ('module.backbone.', 'backbone.'),
+        ('module.backbone.', 'module.backbone.'),
+        ('backbone.', 'module.backbone'),
+        ('_orig_mod.backbone.', 'backbone'),
+        ('backbone._orig_mod.', 'backbone.'),
+        ('module.', 'module.'),
+        ('teacher.backbone.', 'teacher.backbone.'),
+    ],
+)
+def test_prefix_is_found_with_and_without_wrappers(tmp_path, build, other, theirs, ours):
+    weights = shuffled(build())
+    path = save(tmp_path / 'x.pth', {theirs + key: value for key, value in weights.items()})
+    net = build(init_cfg=dict(type='Pretrained', checkpoint=path, prefix=ours))
+    net.init_weights()
+    torch.testing.assert_close(dict(net.state_dict()), dict(weights))
+
+
+def test_compiled_part_resumes_from_its_own_file(tmp_path):
+    net = Detector(torch.compile(focalnet()))
+    weights = shuffled(net)
+    load_checkpoint(net, save(tmp_path / 'x.pth', weights))
+    torch.testing.assert_close(dict(net.state_dict()), dict(weights))
+    plain = Detector(focalnet())
+    load_checkpoint(plain, str(tmp_path / 'x.pth'))
+    torch.testing.assert_close(list(plain.state_dict().values()), list(weights.values()))
+
+
 @pytest.mark.parametrize('road', ['init_cfg', 'detector'])
 def test_foreign_file_is_refused_in_a_detector_too(tmp_path, road):
     path = save(tmp_path / 'x.pth', {'conv1.weight': torch.zeros(64, 3, 7, 7)})
