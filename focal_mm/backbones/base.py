@@ -378,7 +378,8 @@ class StagedBackbone(BaseModule, FittedBackbone):
             CheckpointError: If its checkpoint does not belong here, or has nothing behind
                 ``prefix``.
         """
-        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
+        init_cfg: Any = self.init_cfg
+        cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg]
         prefixed = [cfg for cfg in cfgs if cfg and cfg.get('prefix')]
         for cfg in prefixed:
             cfg['prefix'] = plain_name(cfg['prefix']) or None  # as the names of the file are read

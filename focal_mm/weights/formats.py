@@ -45,7 +45,6 @@ _LINEAR = re.compile(r'\.(modulation\.(f|proj)|mlp\.fc[12])\.weight$')
 # necks included, are the same from mmdet 2 to 3 and from mmseg 0 to 1.
 _RENAMES = {
     'timm FocalNet': (
-        (r'^layers_', 'layers.'),  # with features_only=True
         (r'^stem\.', 'patch_embed.'),
         # timm steps down at the start of a stage, the official code at the end of the one before.
         (r'^layers\.(\d+)\.downsample\.', lambda m: f'layers.{int(m[1]) - 1}.downsample.'),
@@ -72,6 +71,11 @@ _RENAMES = {
 }
 
 
+def _name(key: str) -> str:
+    """Return a name without wrappers, and with the dots that timm's ``features_only`` replaces."""
+    return re.sub(r'(?<![^.])layers_(\d+)\.', r'layers.\1.', plain_name(key))
+
+
 def _identify(names: set[str]) -> tuple[str, str] | None:
     """Return the origin of a network by its names, and the prefix that it has among them."""
     for origin, marks in _MARKS.items():
@@ -91,7 +95,7 @@ def recognise(state_dict: dict[str, Tensor]) -> str | None:
         or ``'PyTorch MixFormer'``; followed by ``' in an mmdet detector'``, ``' in an mmseg
         segmentor'`` or ``' in a larger model'`` if it is a part of one. None for any other names.
     """
-    names = set(map(plain_name, state_dict))
+    names = set(map(_name, state_dict))
     found = _identify(names)
     if found is None:
         return None
@@ -113,7 +117,7 @@ def to_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     timm writes linear layers as 1x1 convolutions; all but ``modulation.h``, which is one in the
     official code too, become (out, in) again.
     """
-    found = _identify(set(map(plain_name, state_dict)))
+    found = _identify(set(map(_name, state_dict)))
     if found is None:
         return to_torch(state_dict)
     origin, prefix = found
@@ -125,7 +129,7 @@ def to_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, value in to_torch(state_dict).items():
         if averaged and key in _COUNTS:
             continue
-        key = plain_name(key)
+        key = _name(key)
         if key.startswith(prefix):
             name = key[len(prefix) :]
             for pattern, replacement in rules:

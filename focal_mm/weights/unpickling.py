@@ -101,7 +101,7 @@ def _method(owner: type, name: str) -> Callable:
     return getattr(owner, name)
 
 
-def _dtype(code: str, *options: bool) -> np.dtype:
+def _dtype(code: str, *options: Any) -> np.dtype:
     """Replace ``numpy.dtype``: no records, whose fields could overlap an object."""
     dtype = np.dtype(code, *options)
     if dtype.kind == 'V':
@@ -121,10 +121,14 @@ _REPLACED = {
 }
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # in Python: BUILD is overridden
+# In Python, not in C: the way in which it sets states is overridden.
+_PythonUnpickler: Any = pickle._Unpickler
+
+
+class _Unpickler(_PythonUnpickler):
     """Unpickler that finds safe names only."""
 
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar = dict(_PythonUnpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a safe class or function.
