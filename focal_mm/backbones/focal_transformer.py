@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-from mmcv.cnn import build_norm_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..kernels.window_plans import add_spare_windows, pad_to_multiple, roll
-from .base import Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, per_stage, resolve_arch
+from .arguments import per_stage, refuse_arguments, resolve_arch
+from .base import Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm
 from .focal_attention import FocalAttention, MultiLevelAttention, NearestAttention, SubWindowPool
 
 
@@ -56,9 +56,9 @@ class FocalTransformerBlock(ScaledBlock):
             SubWindowPool(dim, self.window_size >> level, focal_pool)
             for level in range(attn.pooled_levels)
         )
-        self.norm1 = build_norm_layer(norm_cfg, dim)[1]
+        self.norm1 = build_norm(norm_cfg, dim)
         self.attn = attn
-        self.norm2 = build_norm_layer(norm_cfg, dim)[1]
+        self.norm2 = build_norm(norm_cfg, dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,6 +181,7 @@ class FocalTransformer(StagedBackbone):
         others: Arguments of all families, see :class:`.base.StagedBackbone`.
 
     Raises:
+        TypeError: For an argument that is unknown, or has another name here.
         ValueError: For an unknown arch or pooling, or sizes that do not match the stages, the
             window or each other.
     """
@@ -228,6 +229,7 @@ class FocalTransformer(StagedBackbone):
         qkv_bias: bool = True,
         layer_scale_init_value: float | None = None,
         in_channels: int = 3,
+        adapt_in_channels: bool = False,
         patch_size: int = 4,
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
@@ -235,12 +237,15 @@ class FocalTransformer(StagedBackbone):
         drop_path_rate: float = 0.0,
         norm_cfg: dict = dict(type='LN', eps=1e-5),
         act_cfg: dict = dict(type='GELU'),
-        out_indices: Sequence[int] | None = None,
+        out_indices: int | Sequence[int] | None = None,
         out_norm: bool = True,
         frozen_stages: int = -1,
+        norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | list | None = dict(type='TruncNormal', layer='Linear', std=0.02),
+        **others: Any,
     ) -> None:
+        refuse_arguments(FocalTransformer, others)
         if focal_pool not in (*SubWindowPool.methods, 'none'):
             raise ValueError(
                 f'FocalTransformer: unknown focal_pool {focal_pool!r}; choose from '
@@ -318,6 +323,9 @@ class FocalTransformer(StagedBackbone):
             out_norm,
             norm_cfg,
             frozen_stages,
+            norm_eval,
+            in_channels,
+            adapt_in_channels,
             init_cfg,
         )
 
