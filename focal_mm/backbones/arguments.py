@@ -90,7 +90,7 @@ def refuse_arguments(family: type, given: dict[str, Any]) -> None:
         elif name in ELSEWHERE:
             reason = ELSEWHERE[name]
         else:
-            hint = f'did you mean {" or ".join(near)}? ' if near else ''
+            hint = f'did you mean {" or ".join(map(repr, near))}? ' if near else ''
             reason = f'{hint}Known: {", ".join(known)}'
         reasons.append(f'no argument {name!r}: {reason}')
     if reasons:

@@ -22,7 +22,8 @@ class FocalLearningRateDecayOptimizerConstructor(DefaultOptimWrapperConstructor)
 
         optim_wrapper = dict(
             constructor='FocalLearningRateDecayOptimizerConstructor',
-            paramwise_cfg=dict(decay_rate=0.8, decay_type='layer_wise'))
+            paramwise_cfg=dict(decay_rate=0.8, decay_type='layer_wise'),
+        )
 
     Biases and parameters of one axis have no weight decay. The options in ``paramwise_cfg`` are:
 
