@@ -64,10 +64,9 @@ class FocalNetBlock(ScaledBlock):
     def fold_scales(self) -> None:
         """See :meth:`FocalNet.fold_scales`."""
         last = (self.norm1, self.norm2) if self.use_postln else (self.modulation.proj, self.mlp.fc2)
-        for name, layer in zip(('gamma_1', 'gamma_2'), last, strict=True):
+        for name, module in zip(('gamma_1', 'gamma_2'), last, strict=True):
             gamma = getattr(self, name)
-            if isinstance(layer, MapNorm):
-                layer = layer.norm
+            layer: Any = module.norm if isinstance(module, MapNorm) else module
             if gamma is not None and layer.weight is not None:
                 layer.weight.mul_(gamma.view(-1, *[1] * (layer.weight.ndim - 1)))
                 if layer.bias is not None:

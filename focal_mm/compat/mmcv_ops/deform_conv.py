@@ -264,8 +264,8 @@ def _operands(
 ) -> list[Tensor]:
     """Return the inputs of torchvision's op, with zeros for a missing mask or bias.
 
-    A sample whose offset is NaN lies outside of the map, as in mmcv; torchvision's kernel would read
-    memory that is not the map's, and end the process.
+    A sample whose offset is NaN lies outside of the map, as in mmcv; torchvision's kernel would
+    read memory that is not the map's, and end the process.
     """
     input, weight, offset = at_least_float32(input, weight, offset)
     offset = offset.nan_to_num(nan=FAR).clamp(-FAR, FAR)
