@@ -1,9 +1,11 @@
 """Arguments of the families: names of archs, values a stage, and names of other implementations."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
+
+import numpy as np
 
 # Arguments of other implementations (the authors' own, mmdet 2, mmpretrain, timm, Hugging Face,
 # PaddleClas) and the argument here that has their meaning.
@@ -125,6 +127,8 @@ def resolve_arch(
             hint = f'did you mean {" or ".join(map(repr, near))}? ' if near else ''
             raise ValueError(f'{family}: unknown arch {arch!r}; {hint}Known: {", ".join(archs)}')
         arch = archs[name]
+    if not isinstance(arch, dict | None):
+        raise ValueError(f'{family}: arch={arch!r}; give a name, or a dict of the sizes')
     arch = arch or {}
     for key in arch:
         if key not in first:
@@ -137,6 +141,9 @@ def resolve_arch(
     if isinstance(settings['depths'], int):
         own = {**first, **arch}['depths']
         settings['depths'] = (settings['depths'],) * (4 if isinstance(own, int) else len(own))
+    depths = settings['depths'] = tuple(settings['depths'])
+    if not depths or not all(isinstance(depth, int) and depth >= 0 for depth in depths):
+        raise ValueError(f'{family}: depths={depths}; give the number of blocks of each stage')
     return settings
 
 
@@ -148,12 +155,43 @@ def per_stage(family: str, name: str, value: int | Sequence[int], stages: int) -
     """
     if isinstance(value, int):
         return (value,) * stages
+    if not isinstance(value, Sequence) or not all(isinstance(v, int) for v in value):
+        raise ValueError(f'{family}: {name}={value!r}; give {stages} ints, or one int for all')
     if len(value) != stages:
         raise ValueError(
             f'{family}: {name}={tuple(value)} has {len(value)} values for {stages} stages; '
             f'give {stages} values, or one int for all'
         )
     return tuple(value)
+
+
+def check_sizes(family: str, **sizes: Any) -> None:
+    """Check sizes that are one int for the whole network.
+
+    Raises:
+        ValueError: If one is another type, or below 1.
+    """
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f'{family}: {name}={value!r}; give one int, 1 or more')
+
+
+def drop_path_rates(family: str, rate: float, depths: Sequence[int]) -> Iterator[float]:
+    """Return the rate of stochastic depth of each block: from 0 at the first, growing linearly.
+
+    Args:
+        family (str): Name of the backbone, for the errors.
+        rate (float): Rate of the last block.
+        depths (Sequence[int]): Blocks of each stage.
+
+    Raises:
+        ValueError: If the rate is not between 0 and 1.
+    """
+    if not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise ValueError(
+            f'{family}: drop_path_rate={rate!r}; give the rate of the last block, from 0 to below 1'
+        )
+    return iter(np.linspace(0, rate, sum(depths)).tolist())
 
 
 def stage_indices(
@@ -172,10 +210,14 @@ def stage_indices(
     """
     if out_indices is None:
         return tuple(range(stages))
-    given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-    if not given or not all(isinstance(i, int) and -stages <= i < stages for i in given):
+    given = (out_indices,) if isinstance(out_indices, int) else out_indices
+    if (
+        not isinstance(given, Sequence)
+        or not given
+        or not all(isinstance(i, int) and -stages <= i < stages for i in given)
+    ):
         raise ValueError(
-            f'{family}: out_indices={given} for {stages} stages; choose from 0 to {stages - 1}, '
-            f'or from -{stages} to -1'
+            f'{family}: out_indices={out_indices!r} for {stages} stages; choose from 0 to '
+            f'{stages - 1}, or from -{stages} to -1'
         )
     return tuple(i % stages for i in given)

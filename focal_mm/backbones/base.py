@@ -351,6 +351,9 @@ class StagedBackbone(BaseModule, FittedBackbone):
         adapt_in_channels (bool): Whether checkpoints of other image channels are adapted.
         init_cfg (dict or list): Initialization, see :class:`mmengine.model.BaseModule`.
 
+    Attributes:
+        num_features (tuple[int]): Channels of each stage, as in other backbones.
+
     Raises:
         ValueError: If ``out_indices`` or ``frozen_stages`` name a stage that is not there.
     """
@@ -378,12 +381,13 @@ class StagedBackbone(BaseModule, FittedBackbone):
         super().__init__(init_cfg=init_cfg)  # type: ignore[call-arg]  # of BaseModule
         count, family = len(stages), type(self).__name__
         self.out_indices = stage_indices(family, out_indices, count)
-        if not -1 <= frozen_stages <= count:
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= count:
             raise ValueError(
-                f'{family}: frozen_stages={frozen_stages} for {count} stages; '
+                f'{family}: frozen_stages={frozen_stages!r} for {count} stages; '
                 f'choose from -1 (none) to {count} (all)'
             )
         self.num_stages = count
+        self.num_features = tuple(dims)
         self.out_norm = out_norm
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval

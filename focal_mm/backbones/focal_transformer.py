@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..kernels.window_plans import add_spare_windows, pad_to_multiple, roll
-from .arguments import per_stage, refuse_arguments, resolve_arch
+from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
 from .base import Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm
 from .focal_attention import FocalAttention, MultiLevelAttention, NearestAttention, SubWindowPool
 
@@ -264,7 +263,14 @@ class FocalTransformer(StagedBackbone):
             focal_topk=focal_topk,
             use_conv_embed=use_conv_embed,
         )
-        stage_depths: tuple[int, ...] = tuple(sizes['depths'])
+        check_sizes(
+            'FocalTransformer',
+            in_channels=in_channels,
+            embed_dims=sizes['embed_dims'],
+            patch_size=patch_size,
+            window_size=window_size,
+        )
+        stage_depths: tuple[int, ...] = sizes['depths']
         count = len(stage_depths)
         heads, levels, windows, expand = (
             per_stage('FocalTransformer', name, sizes[name], count)
@@ -273,7 +279,7 @@ class FocalTransformer(StagedBackbone):
         dims = [sizes['embed_dims'] * 2**i for i in range(count)]
         stem_overlap, overlap = (patch_size // 2, 1) if sizes['use_conv_embed'] else (None, None)
         embed = PreNormPatchEmbed if use_pre_norm else PatchEmbed
-        drop_paths = iter(np.linspace(0, drop_path_rate, sum(stage_depths)).tolist())
+        drop_paths = drop_path_rates('FocalTransformer', drop_path_rate, stage_depths)
 
         stages = []
         for i, dim in enumerate(dims):

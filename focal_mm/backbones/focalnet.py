@@ -6,12 +6,11 @@ Equations, sections and tables below are the paper's.
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .arguments import per_stage, refuse_arguments, resolve_arch
+from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
 from .base import MapNorm, Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm
 from .focal_modulation import MODULATIONS, FocalModulation
 from .folding import require_eval
@@ -235,7 +234,13 @@ class FocalNet(StagedBackbone):
             modulation = MODULATIONS[modulation]
         if layer_scale_init_value != 'arch':
             sizes['layer_scale_init_value'] = layer_scale_init_value
-        stage_depths: tuple[int, ...] = tuple(sizes['depths'])
+        check_sizes(
+            'FocalNet',
+            in_channels=in_channels,
+            embed_dims=sizes['embed_dims'],
+            patch_size=sizes['patch_size'],
+        )
+        stage_depths: tuple[int, ...] = sizes['depths']
         count = len(stage_depths)
         levels = per_stage('FocalNet', 'focal_levels', sizes['focal_levels'], count)
         windows = per_stage('FocalNet', 'focal_windows', sizes['focal_windows'], count)
@@ -244,7 +249,7 @@ class FocalNet(StagedBackbone):
         stem_overlap = overlap = None
         if sizes['use_conv_embed']:
             stem_overlap, overlap = patch - 1 if out_norm else patch // 2, 1
-        drop_paths = iter(np.linspace(0, drop_path_rate, sum(stage_depths)).tolist())
+        drop_paths = drop_path_rates('FocalNet', drop_path_rate, stage_depths)
 
         stages = []
         for i, dim in enumerate(dims):

@@ -7,7 +7,6 @@ Equations, sections and tables below are the paper's.
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 from mmcv.cnn import build_activation_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
@@ -17,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..kernels.linear import PatchConv2d
 from ..kernels.window_plans import pad_to_multiple, roll
-from .arguments import per_stage, refuse_arguments, resolve_arch
+from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
 from .base import Mlp, Stage, StagedBackbone, build_norm
 from .folding import fold_after, fold_before, require_eval
 from .mixing_attention import MixingAttention, SuccessiveAttention, WindowAttentionBlock
@@ -256,13 +255,19 @@ class MixFormer(StagedBackbone):
             num_heads=num_heads,
             drop_path_rate=drop_path_rate,
         )
-        stage_depths: tuple[int, ...] = tuple(sizes['depths'])
+        check_sizes(
+            'MixFormer',
+            in_channels=in_channels,
+            patch_size=patch_size,
+            window_size=window_size,
+        )
+        stage_depths: tuple[int, ...] = sizes['depths']
         count, dims = len(stage_depths), sizes['embed_dims']
         if isinstance(dims, int):
             dims = [dims * 2**i for i in range(count)]
         dims = per_stage('MixFormer', 'embed_dims', dims, count)
         heads = per_stage('MixFormer', 'num_heads', sizes['num_heads'], count)
-        drop_paths = iter(np.linspace(0, sizes['drop_path_rate'], sum(stage_depths)).tolist())
+        drop_paths = drop_path_rates('MixFormer', sizes['drop_path_rate'], stage_depths)
 
         mixing = MixingAttention if parallel else SuccessiveAttention
         ffn = ConvMlp if mlp_dwconv else Mlp

@@ -81,7 +81,7 @@ class WindowAttentionBlock(FittedModule):
             raise ValueError(
                 f'mixing block of {dim} channels (embed_dims): give 16 or more, and an even number'
             )
-        if attn_dim % num_heads:
+        if num_heads < 1 or attn_dim % num_heads:
             raise ValueError(
                 f'mixing block of {dim} channels: num_heads={num_heads} does not '
                 f'divide the {attn_dim} of the attention; give a divisor'

@@ -6,13 +6,12 @@ mmdet is needed to build these, and imported only then.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..weights.loading import FittedBackbone
-from .arguments import stage_indices
+from .arguments import drop_path_rates, stage_indices
 from .base import Mlp, Stage, fix_statistics, tie_maps
 from .mixformer import ConvMerging, MixingAttention, MixingBlock
 
@@ -57,7 +56,7 @@ class MixingConvNet(BaseModule, FittedBackbone):
         self.norm_eval = norm_eval
         self.convnet = convnet
         self.downsample = ConvMerging(in_channels, dim)
-        rates = np.linspace(0, drop_path_rate, num_blocks).tolist()
+        rates = drop_path_rates(type(self).__name__, drop_path_rate, [num_blocks])
         self.stage = Stage(
             [
                 MixingBlock(
