@@ -1,4 +1,4 @@
-"""Parts that the families share: arguments, patch embedding, MLP, stages, and the backbone.
+"""Parts that the families share: norms, patch embedding, MLP, stages, and the backbone.
 
 Inside a backbone a map is (N, H, W, C): the linear layers and norms act on the last axis, and a
 convolution sees the same memory as a channels-last (N, C, H, W).
@@ -6,7 +6,6 @@ convolution sees the same memory as a channels-last (N, C, H, W).
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels.dispatch import cached, can_fuse, record_choice
+from ..kernels.dispatch import cached, can_fuse, is_graph, record_choice
 from ..kernels.linear import PatchConv2d, mlp
 from ..kernels.window_plans import pad_to_multiple
 from ..weights.loading import (
@@ -29,67 +29,58 @@ from ..weights.loading import (
     initial_state,
     plain_name,
 )
+from ..weights.resize import fit_image_channels
+from .arguments import stage_indices
 
 # Parts of Hugging Face's model for masked-image pre-training that a backbone does not have.
 MASKED_IMAGE = ('decoder', 'mask_token')
 
 
-def resolve_arch(
-    family: str, archs: dict[str, dict], arch: str | dict | None, **given: Any
-) -> dict[str, Any]:
-    """Return the settings of an arch, overridden by the settings given beside it.
+class MapNorm(BaseModule):
+    """A norm that takes maps (N, C, H, W), such as BatchNorm, on maps (N, H, W, C).
 
     Args:
-        family (str): Name of the backbone, for the errors.
-        archs (dict): Name to settings. Every arch has the same keys.
-        arch (str, dict or None): A name, or the settings themselves. Settings that a dict lacks
-            come from the first arch, except ``embed_dims`` and ``depths``, which are required.
-            None: an empty dict.
-        given: Settings that override the arch's; None leaves the arch's own.
+        norm (nn.Module): The norm.
+    """
 
-    Returns:
-        dict: Settings.
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        return self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def build_norm(norm_cfg: dict, dim: int) -> nn.Module:
+    """Build a norm for maps (N, H, W, C).
+
+    Args:
+        norm_cfg (dict): LN and others over the last axis; LN2d, which is the same; or BN, SyncBN,
+            GN and IN, which get the map as (N, C, H, W).
+        dim (int): Channels C.
 
     Raises:
-        ValueError: For an unknown name (similar names are listed), an unknown setting, or a
-            missing one.
+        ValueError: If there is no such norm, or it does not take maps.
     """
-    first = next(iter(archs.values()))
-    if isinstance(arch, str):
-        if arch not in archs:
-            near = get_close_matches(arch, archs, n=3, cutoff=0.5)
-            hint = f'did you mean {" or ".join(map(repr, near))}? ' if near else ''
-            raise ValueError(f'{family}: unknown arch {arch!r}; {hint}Known: {", ".join(archs)}')
-        arch = archs[arch]
-    arch = arch or {}
-    for key in arch:
-        if key not in first:
-            raise ValueError(f'{family}: unknown key {key!r} in arch; known: {", ".join(first)}')
-    for key in ('embed_dims', 'depths'):
-        if key not in arch and given.get(key) is None:
-            raise ValueError(f'{family}: arch lacks {key!r}; known keys: {", ".join(first)}')
-    settings = {**first, **arch}
-    settings.update((key, value) for key, value in given.items() if value is not None)
-    if isinstance(settings['depths'], int):
-        own = {**first, **arch}['depths']
-        settings['depths'] = (settings['depths'],) * (4 if isinstance(own, int) else len(own))
-    return settings
-
-
-def per_stage(family: str, name: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
-    """Return one value for each stage; an int is repeated for all stages.
-
-    Raises:
-        ValueError: If there are more or fewer values than stages.
-    """
-    if isinstance(value, int):
-        return (value,) * stages
-    if len(value) != stages:
+    if not isinstance(norm_cfg, dict):
+        raise ValueError(f"norm_cfg={norm_cfg!r}; give a dict, such as dict(type='LN')")
+    if str(norm_cfg.get('type')).split('.')[-1] == 'LN2d':
+        norm_cfg = dict(norm_cfg, type='LN')
+    try:
+        norm = build_norm_layer(norm_cfg, dim)[1]
+    except (AssertionError, KeyError, ValueError) as error:
         raise ValueError(
-            f'{family}: {name}={tuple(value)} has {len(value)} values for {stages} stages; '
-            f'give {stages} values, or one int for all'
-        )
-    return tuple(value)
+            f'norm_cfg={norm_cfg} for {dim} channels: {error or "an argument is missing"}; give '
+            'LN, LN2d, BN, SyncBN, IN, or GN with num_groups that divide the channels'
+        ) from error
+    if isinstance(norm, (_BatchNorm, _InstanceNorm)):
+        if type(norm).__name__[-2:] in ('1d', '3d'):
+            raise ValueError(
+                f'norm_cfg={norm_cfg}: maps have two dimensions; give {type(norm).__name__[:-2]}2d'
+            )
+        return MapNorm(norm)
+    return MapNorm(norm) if isinstance(norm, nn.GroupNorm) else norm
 
 
 @cached(maxsize=64)
@@ -127,6 +118,46 @@ def _kept_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum, count in norms:
             norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+class _Tie(torch.autograd.Function):
+    """Return the first tensor; the others are in its graph, but get no gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, *others: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.others = len(inputs) - 1
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, *[None] * ctx.others
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *others: Tensor | None) -> Tensor:
+        return tangent.view_as(tangent)
+
+
+def tie_maps(maps: Sequence[Tensor], net: nn.Module) -> tuple[Tensor, ...]:
+    """Put all parameters of a network into the graph of each of its maps, at no cost.
+
+    DistributedDataParallel waits for every parameter of the network that the graph does not reach:
+    an output norm whose map no neck or head reads, or the stages after the last map that is read.
+    Values and gradients stay the same to the bit.
+
+    Args:
+        maps (Sequence[Tensor]): Outputs of the network.
+        net (nn.Module): The network. Nothing is changed in eval mode, without gradients, and in a
+            graph, which reaches all parameters by itself.
+    """
+    if not net.training or not torch.is_grad_enabled() or is_graph():
+        return tuple(maps)
+    learned = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    return tuple(_Tie.apply(map_, *learned) for map_ in maps)
 
 
 class Mlp(BaseModule):
@@ -187,7 +218,7 @@ class PatchEmbed(FittedModule):
         else:
             kernel_size = 2 * patch_size - 1
             self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, patch_size, overlap)
-        self.norm = build_norm_layer(norm_cfg, embed_dims)[1] if norm_cfg else nn.Identity()
+        self.norm = build_norm(norm_cfg, embed_dims) if norm_cfg else nn.Identity()
 
     def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Check that the checkpoint has kernels of this size; overlapped and plain kernels see
@@ -281,6 +312,9 @@ class StagedBackbone(BaseModule, FittedBackbone):
     The families share these arguments (``attn_drop_rate`` and ``mlp_act_cfg`` where noted):
 
     - ``in_channels`` (int): Channels of the image. Default: 3.
+    - ``adapt_in_channels`` (bool): Lets a checkpoint of images with other channels load: for one
+      channel the weights of the three are summed, for each further channel their mean is appended.
+      False: such a checkpoint is refused. Default: False.
     - ``patch_size`` (int): Side of a patch in pixels, the stride of the first map. Default: 4.
     - ``mlp_ratio`` (float): Hidden channels of the MLPs, as a multiple. Default: 4.
     - ``drop_rate`` (float): Dropout rate of layers. Default: 0.
@@ -288,30 +322,48 @@ class StagedBackbone(BaseModule, FittedBackbone):
       MixFormer. Default: 0.
     - ``drop_path_rate`` (float): Stochastic depth of the last block; it grows linearly from 0 at
       the first block. Default: 0; in MixFormer, the rate of the arch.
-    - ``norm_cfg`` (dict): Norms over channels. Default: LN with eps 1e-5.
+    - ``norm_cfg`` (dict): Norms over channels, see :func:`build_norm`. Default: LN with eps 1e-5.
     - ``act_cfg`` (dict): Activations. Default: GELU.
     - ``mlp_act_cfg`` (dict, optional): Activations of the MLPs alone; FocalNet and MixFormer.
       Default: ``act_cfg``.
-    - ``out_indices`` (Sequence[int], optional): Stages whose maps are returned. Default: all.
+    - ``out_indices`` (int or Sequence[int], optional): Stages whose maps are returned, in this
+      order; negative ones count from the last. Stages after the last of them are not built.
+      Default: all.
     - ``out_norm`` (bool): Whether each map passes a norm of its own, ``norm{i}``, as in the
       official detectors. False: the raw maps, as in the classifiers. Default: True.
     - ``frozen_stages`` (int): -1: none; 0: the patch embedding; n: the patch embedding and the
       first n stages. Default: -1.
+    - ``norm_eval`` (bool): Keeps the statistics of every BatchNorm fixed in training. Default:
+      False.
     - ``with_cp`` (bool): Recomputes blocks in the backward pass to save memory. Default: False.
     - ``init_cfg`` (dict or list, optional): Initialization. Default: linear layers from a truncated
       normal distribution with std 0.02; MixFormer's convolutions by Kaiming's method.
 
+    Arguments of other implementations (``embed_dim``, ``use_checkpoint``, ``pretrained``, ...) end
+    in a TypeError that says what to give here.
+
+    Layer-wise learning rates: mmpretrain's ``LearningRateDecayOptimWrapperConstructor`` works with
+    these backbones in a classifier. mmdet's and mmseg's ``LearningRateDecayOptimizerConstructor``
+    know ConvNeXt alone; in their place give :class:`.FocalLearningRateDecayOptimizerConstructor`.
+
     Args:
         patch_embed (nn.Module): Maps (N, in_channels, H, W) to (N, H', W', C).
-        stages (Sequence[Stage]): The stages; all but the last have a step down.
+        stages (Sequence[Stage]): The stages; all but the last have a step down. Those after the
+            last output are dropped, with the step down to them.
         dims (Sequence[int]): Channels of each stage.
         drop_rate (float): Dropout rate after the patch embedding.
-        out_indices (Sequence[int] or None): Stages whose maps are returned. None: all.
+        out_indices (int, Sequence[int] or None): Stages whose maps are returned. None: all.
         out_norm (bool): Whether each output passes a norm of its own, ``norm{i}``.
         norm_cfg (dict): The output norms.
         frozen_stages (int): -1: nothing is frozen. n >= 0: the patch embedding and the first n
             stages, with their output norms, keep their weights and stay in eval mode.
+        norm_eval (bool): Whether every BatchNorm stays in eval mode in training.
+        in_channels (int): Channels of the image.
+        adapt_in_channels (bool): Whether checkpoints of other image channels are adapted.
         init_cfg (dict or list): Initialization, see :class:`mmengine.model.BaseModule`.
+
+    Attributes:
+        num_features (tuple[int]): Channels of each stage, as in other backbones.
 
     Raises:
         ValueError: If ``out_indices`` or ``frozen_stages`` name a stage that is not there.
@@ -319,6 +371,8 @@ class StagedBackbone(BaseModule, FittedBackbone):
 
     # Parts of the published classifier that a backbone does not have.
     classifier: tuple[str, ...] = ('norm', 'head')
+    # The first layer, which takes the image.
+    image_layer: str = 'patch_embed.proj.weight'
 
     def __init__(
         self,
@@ -326,33 +380,38 @@ class StagedBackbone(BaseModule, FittedBackbone):
         stages: Sequence[Stage],
         dims: Sequence[int],
         drop_rate: float,
-        out_indices: Sequence[int] | None,
+        out_indices: int | Sequence[int] | None,
         out_norm: bool,
         norm_cfg: dict,
         frozen_stages: int,
+        norm_eval: bool,
+        in_channels: int,
+        adapt_in_channels: bool,
         init_cfg: dict | list | None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)  # type: ignore[call-arg]  # of BaseModule
         count, family = len(stages), type(self).__name__
-        self.out_indices = tuple(range(count)) if out_indices is None else tuple(out_indices)
-        if not self.out_indices or not set(self.out_indices) <= set(range(count)):
+        self.out_indices = stage_indices(family, out_indices, count)
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= count:
             raise ValueError(
-                f'{family}: out_indices={self.out_indices} for {count} stages; '
-                f'choose from 0 to {count - 1}'
-            )
-        if not -1 <= frozen_stages <= count:
-            raise ValueError(
-                f'{family}: frozen_stages={frozen_stages} for {count} stages; '
+                f'{family}: frozen_stages={frozen_stages!r} for {count} stages; '
                 f'choose from -1 (none) to {count} (all)'
             )
+        self.num_stages = count
+        self.num_features = tuple(dims)
         self.out_norm = out_norm
         self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.in_channels = in_channels
+        self.adapt_in_channels = adapt_in_channels
         self.patch_embed: Any = patch_embed
         self.pos_drop = nn.Dropout(drop_rate)
+        stages = stages[: max(self.out_indices) + 1]
+        stages[-1].downsample = None
         self.layers: Any = nn.ModuleList(stages)  # Any: ModuleList does not keep the type Stage
         if out_norm:
-            for i in self.out_indices:
-                self.add_module(f'norm{i}', build_norm_layer(norm_cfg, dims[i])[1])
+            for i in sorted(set(self.out_indices)):
+                self.add_module(f'norm{i}', build_norm(norm_cfg, dims[i]))
         self.record_names()
         self._freeze()
 
@@ -361,15 +420,15 @@ class StagedBackbone(BaseModule, FittedBackbone):
         (N, C_i, ceil(H / s_i), ceil(W / s_i)) with s_i = patch_size * 2**i.
         """
         x = self.pos_drop(self.patch_embed(x))
-        outs = []
+        maps = {}
         for i, stage in enumerate(self.layers):
             x = stage(x)
             if i in self.out_indices:
                 out = getattr(self, f'norm{i}')(x) if self.out_norm else x
-                outs.append(out.permute(0, 3, 1, 2).contiguous())
+                maps[i] = out.permute(0, 3, 1, 2).contiguous()
             if stage.downsample is not None:
                 x = stage.downsample(x.permute(0, 3, 1, 2))
-        return tuple(outs)
+        return tie_maps([maps[i] for i in self.out_indices], self)
 
     def init_weights(self) -> None:
         """Initialize the weights as ``init_cfg`` says.
@@ -399,10 +458,39 @@ class StagedBackbone(BaseModule, FittedBackbone):
             raise
 
     def train(self, mode: bool = True) -> 'StagedBackbone':
-        """Set the mode as :meth:`torch.nn.Module.train`; frozen parts stay in eval mode."""
+        """Set the mode as :meth:`torch.nn.Module.train`; frozen parts stay in eval mode, and with
+        ``norm_eval`` every BatchNorm.
+        """
         super().train(mode)
         self._freeze()
+        if self.norm_eval:
+            fix_statistics(self)
         return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Return how deep a parameter lies, for layer-wise learning rates.
+
+        The patch embedding has depth 0, the blocks count from 1; a step down belongs to the block
+        before it. The output norms and everything outside of the backbone come last.
+
+        Args:
+            param_name (str): Name of the parameter in the model.
+            prefix (str): Start of the names of this backbone, with its dot. Default: ``''``.
+
+        Returns:
+            tuple[int, int]: Depth, and the number of depths: blocks + 2.
+        """
+        depths = [len(stage.blocks) for stage in self.layers]
+        last = sum(depths) + 1
+        part, *path = param_name.removeprefix(prefix).split('.')
+        depth = last
+        if param_name.startswith(prefix) and part == 'patch_embed':
+            depth = 0
+        elif param_name.startswith(prefix) and part == 'layers':
+            stage = int(path[0])
+            within = int(path[2]) + 1 if path[1] == 'blocks' else depths[stage]
+            depth = sum(depths[:stage]) + within
+        return depth, last + 1
 
     def _freeze(self) -> None:
         if self.frozen_stages < 0:
@@ -419,7 +507,7 @@ class StagedBackbone(BaseModule, FittedBackbone):
         """
         if f'{prefix}patch_embed.proj.weight' not in state_dict:
             return
-        last = f'backbone.norm{self.out_indices[-1]}' if self.out_norm else 'head.norm'
+        last = f'backbone.norm{max(self.out_indices)}' if self.out_norm else 'head.norm'
         places = dict(norm=last, last_proj='head.last_proj', head='head.fc')
         for key in [key for key in state_dict if key.startswith(prefix)]:
             part, _, name = key[len(prefix) :].partition('.')
@@ -427,9 +515,14 @@ class StagedBackbone(BaseModule, FittedBackbone):
             state_dict[f'{prefix}{place}.{name}'] = state_dict.pop(key)
 
     def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Leave out the classifier's head and norms of stages that are not returned; keep output
-        norms that the checkpoint lacks as they were initialized.
+        """Leave out the classifier's head, stages after the last output, and norms of stages that
+        are not returned; keep output norms that the checkpoint lacks as they were initialized; and
+        fit the first layer to the channels of the image.
+
+        Raises:
+            CheckpointError: If the channels differ and ``adapt_in_channels`` is False.
         """
+<<<<<<< HEAD
         absent = [f'norm{i}' for i in range(len(self.layers)) if not hasattr(self, f'norm{i}')]
         left_out = set()
         own = self.state_dict(prefix=prefix)
@@ -439,23 +532,53 @@ class StagedBackbone(BaseModule, FittedBackbone):
                 state_dict[plain] = state_dict.pop(key)
                 continue
             part = key[len(prefix) :].split('.')[0]
+=======
+        built = len(self.layers)
+        absent = [f'norm{i}' for i in range(self.num_stages) if not hasattr(self, f'norm{i}')]
+        later = [f'layers.{i}' for i in range(built, self.num_stages)]
+        if later:
+            later.append(f'layers.{built - 1}.downsample')
+        norms, stages = set(), set()
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            name = key[len(prefix) :]
+            part = name.split('.')[0]
+>>>>>>> i13-backbone
             if part in self.classifier:
                 self.changes['tensor', 'of the classifier left out'] += 1
             elif part in MASKED_IMAGE:
                 self.changes['tensor', 'of masked-image pre-training left out'] += 1
             elif part in absent:
-                left_out.add(part)
+                norms.add(part)
+            elif name.startswith(tuple(f'{start}.' for start in later)):
+                stages.add(next(start for start in later if name.startswith(f'{start}.')))
             else:
                 continue
             del state_dict[key]
-        if left_out:
-            what = f'of the checkpoint left out: {", ".join(sorted(left_out))}'
-            self.changes['output norm', what] += len(left_out)
+        for noun, left_out in (('output norm', norms), ('part', stages)):
+            if left_out:
+                what = f'of the checkpoint left out: {", ".join(sorted(left_out))}'
+                self.changes[noun, what] += len(left_out)
+        self._fit_image_layer(state_dict, f'{prefix}{self.image_layer}')
         stem = state_dict.get(f'{prefix}patch_embed.proj.weight')
         if stem is None or not self.out_norm:
             return
-        for i in self.out_indices:
+        for i in sorted(set(self.out_indices)):
             norm = initial_state(getattr(self, f'norm{i}'), f'{prefix}norm{i}.', stem.device)
             if norm.keys().isdisjoint(state_dict):
                 state_dict.update(norm)
                 self.changes['output norm', 'not in the checkpoint, left as initialized'] += 1
+
+    def _fit_image_layer(self, state_dict: dict[str, Tensor], key: str) -> None:
+        """Fit the layer that takes the image to its channels, see :func:`fit_image_channels`."""
+        weight = state_dict.get(key)
+        if weight is None or weight.ndim != 4 or weight.shape[1] == self.in_channels:
+            return
+        theirs, ours = weight.shape[1], self.in_channels
+        if not self.adapt_in_channels:
+            raise CheckpointError(
+                f'{key} is for images of {theirs} channels, the model has in_channels={ours}: give '
+                f'adapt_in_channels=True to adapt it, or in_channels={theirs}'
+            )
+        state_dict[key] = fit_image_channels(weight, ours)
+        how = 'sum' if ours == 1 else 'mean appended'
+        self.changes['first layer', f'adapted {theirs} -> {ours} image channels ({how})'] += 1

@@ -99,7 +99,7 @@ class MultiLevelAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(
                 f'FocalTransformer: {num_heads} num_heads do not divide {dim} '
                 'channels; give a divisor'

@@ -6,7 +6,7 @@ Equations, sections and tables below are the paper's.
 from typing import Any
 
 import torch
-from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
 from ..kernels.depthwise import DepthwiseConv2d
@@ -15,6 +15,7 @@ from ..kernels.gated_context import gated_context, kernels_of
 from ..kernels.linear import PatchConv2d, project, project_map, project_parts
 from ..weights.loading import FittedModule, initial_state
 from ..weights.resize import fit_gates
+from .base import build_norm
 
 
 class FocalModulation(FittedModule):
@@ -84,7 +85,7 @@ class FocalModulation(FittedModule):
         self.focal_layers = nn.ModuleList(
             nn.Sequential(DepthwiseConv2d(dim, k), build_activation_layer(act_cfg)) for k in kernels
         )
-        self.ln = build_norm_layer(norm_cfg, dim)[1] if use_postln else nn.Identity()
+        self.ln = build_norm(norm_cfg, dim) if use_postln else nn.Identity()
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop)
 

@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
-from mmcv.cnn import build_norm_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..kernels.window_plans import add_spare_windows, pad_to_multiple, roll
-from .base import Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, per_stage, resolve_arch
+from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
+from .base import Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm
 from .focal_attention import FocalAttention, MultiLevelAttention, NearestAttention, SubWindowPool
 
 
@@ -56,9 +55,9 @@ class FocalTransformerBlock(ScaledBlock):
             SubWindowPool(dim, self.window_size >> level, focal_pool)
             for level in range(attn.pooled_levels)
         )
-        self.norm1 = build_norm_layer(norm_cfg, dim)[1]
+        self.norm1 = build_norm(norm_cfg, dim)
         self.attn = attn
-        self.norm2 = build_norm_layer(norm_cfg, dim)[1]
+        self.norm2 = build_norm(norm_cfg, dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,6 +180,7 @@ class FocalTransformer(StagedBackbone):
         others: Arguments of all families, see :class:`.base.StagedBackbone`.
 
     Raises:
+        TypeError: For an argument that is unknown, or has another name here.
         ValueError: For an unknown arch or pooling, or sizes that do not match the stages, the
             window or each other.
     """
@@ -228,6 +228,7 @@ class FocalTransformer(StagedBackbone):
         qkv_bias: bool = True,
         layer_scale_init_value: float | None = None,
         in_channels: int = 3,
+        adapt_in_channels: bool = False,
         patch_size: int = 4,
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
@@ -235,12 +236,15 @@ class FocalTransformer(StagedBackbone):
         drop_path_rate: float = 0.0,
         norm_cfg: dict = dict(type='LN', eps=1e-5),
         act_cfg: dict = dict(type='GELU'),
-        out_indices: Sequence[int] | None = None,
+        out_indices: int | Sequence[int] | None = None,
         out_norm: bool = True,
         frozen_stages: int = -1,
+        norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | list | None = dict(type='TruncNormal', layer='Linear', std=0.02),
+        **others: Any,
     ) -> None:
+        refuse_arguments(FocalTransformer, others)
         if focal_pool not in (*SubWindowPool.methods, 'none'):
             raise ValueError(
                 f'FocalTransformer: unknown focal_pool {focal_pool!r}; choose from '
@@ -259,7 +263,14 @@ class FocalTransformer(StagedBackbone):
             focal_topk=focal_topk,
             use_conv_embed=use_conv_embed,
         )
-        stage_depths: tuple[int, ...] = tuple(sizes['depths'])
+        check_sizes(
+            'FocalTransformer',
+            in_channels=in_channels,
+            embed_dims=sizes['embed_dims'],
+            patch_size=patch_size,
+            window_size=window_size,
+        )
+        stage_depths: tuple[int, ...] = sizes['depths']
         count = len(stage_depths)
         heads, levels, windows, expand = (
             per_stage('FocalTransformer', name, sizes[name], count)
@@ -268,7 +279,7 @@ class FocalTransformer(StagedBackbone):
         dims = [sizes['embed_dims'] * 2**i for i in range(count)]
         stem_overlap, overlap = (patch_size // 2, 1) if sizes['use_conv_embed'] else (None, None)
         embed = PreNormPatchEmbed if use_pre_norm else PatchEmbed
-        drop_paths = iter(np.linspace(0, drop_path_rate, sum(stage_depths)).tolist())
+        drop_paths = drop_path_rates('FocalTransformer', drop_path_rate, stage_depths)
 
         stages = []
         for i, dim in enumerate(dims):
@@ -318,6 +329,9 @@ class FocalTransformer(StagedBackbone):
             out_norm,
             norm_cfg,
             frozen_stages,
+            norm_eval,
+            in_channels,
+            adapt_in_channels,
             init_cfg,
         )
 

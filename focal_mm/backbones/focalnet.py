@@ -6,13 +6,12 @@ Equations, sections and tables below are the paper's.
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from mmcv.cnn import build_norm_layer
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .base import Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, per_stage, resolve_arch
+from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
+from .base import MapNorm, Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm
 from .focal_modulation import MODULATIONS, FocalModulation
 from .folding import require_eval
 
@@ -47,9 +46,9 @@ class FocalNetBlock(ScaledBlock):
     ) -> None:
         super().__init__(dim, drop_path, layer_scale_init_value)
         self.use_postln = use_postln
-        self.norm1 = build_norm_layer(norm_cfg, dim)[1]
+        self.norm1 = build_norm(norm_cfg, dim)
         self.modulation = modulation
-        self.norm2 = build_norm_layer(norm_cfg, dim)[1]
+        self.norm2 = build_norm(norm_cfg, dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,9 +63,10 @@ class FocalNetBlock(ScaledBlock):
     def fold_scales(self) -> None:
         """See :meth:`FocalNet.fold_scales`."""
         last = (self.norm1, self.norm2) if self.use_postln else (self.modulation.proj, self.mlp.fc2)
-        for name, layer in zip(('gamma_1', 'gamma_2'), last, strict=True):
+        for name, module in zip(('gamma_1', 'gamma_2'), last, strict=True):
             gamma = getattr(self, name)
-            if gamma is not None:
+            layer: Any = module.norm if isinstance(module, MapNorm) else module
+            if gamma is not None and layer.weight is not None:
                 layer.weight.mul_(gamma.view(-1, *[1] * (layer.weight.ndim - 1)))
                 if layer.bias is not None:
                     layer.bias.mul_(gamma)
@@ -145,6 +145,7 @@ class FocalNet(StagedBackbone):
         others: Arguments of all families, see :class:`.base.StagedBackbone`.
 
     Raises:
+        TypeError: For an argument that is unknown, or has another name here.
         ValueError: For an unknown arch or modulation, sizes that do not match the stages, or an
             even kernel.
     """
@@ -193,6 +194,7 @@ class FocalNet(StagedBackbone):
         use_postln_in_modulation: bool | None = None,
         normalize_modulator: bool | None = None,
         in_channels: int = 3,
+        adapt_in_channels: bool = False,
         patch_size: int | None = None,
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
@@ -200,12 +202,15 @@ class FocalNet(StagedBackbone):
         norm_cfg: dict = dict(type='LN', eps=1e-5),
         act_cfg: dict = dict(type='GELU'),
         mlp_act_cfg: dict | None = None,
-        out_indices: Sequence[int] | None = None,
+        out_indices: int | Sequence[int] | None = None,
         out_norm: bool = True,
         frozen_stages: int = -1,
+        norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | list | None = dict(type='TruncNormal', layer='Linear', std=0.02),
+        **others: Any,
     ) -> None:
+        refuse_arguments(FocalNet, others)
         sizes = resolve_arch(
             'FocalNet',
             self.archs,
@@ -229,7 +234,13 @@ class FocalNet(StagedBackbone):
             modulation = MODULATIONS[modulation]
         if layer_scale_init_value != 'arch':
             sizes['layer_scale_init_value'] = layer_scale_init_value
-        stage_depths: tuple[int, ...] = tuple(sizes['depths'])
+        check_sizes(
+            'FocalNet',
+            in_channels=in_channels,
+            embed_dims=sizes['embed_dims'],
+            patch_size=sizes['patch_size'],
+        )
+        stage_depths: tuple[int, ...] = sizes['depths']
         count = len(stage_depths)
         levels = per_stage('FocalNet', 'focal_levels', sizes['focal_levels'], count)
         windows = per_stage('FocalNet', 'focal_windows', sizes['focal_windows'], count)
@@ -238,7 +249,7 @@ class FocalNet(StagedBackbone):
         stem_overlap = overlap = None
         if sizes['use_conv_embed']:
             stem_overlap, overlap = patch - 1 if out_norm else patch // 2, 1
-        drop_paths = iter(np.linspace(0, drop_path_rate, sum(stage_depths)).tolist())
+        drop_paths = drop_path_rates('FocalNet', drop_path_rate, stage_depths)
 
         stages = []
         for i, dim in enumerate(dims):
@@ -277,6 +288,9 @@ class FocalNet(StagedBackbone):
             out_norm,
             norm_cfg,
             frozen_stages,
+            norm_eval,
+            in_channels,
+            adapt_in_channels,
             init_cfg,
         )
 

@@ -5,10 +5,9 @@ Equations, sections and tables below are the paper's.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
-from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn import build_activation_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -17,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..kernels.linear import PatchConv2d
 from ..kernels.window_plans import pad_to_multiple, roll
-from .base import Mlp, Stage, StagedBackbone, fix_statistics, per_stage, resolve_arch
+from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
+from .base import Mlp, Stage, StagedBackbone, build_norm
 from .folding import fold_after, fold_before, require_eval
 from .mixing_attention import MixingAttention, SuccessiveAttention, WindowAttentionBlock
 
@@ -57,9 +57,9 @@ class MixingBlock(BaseModule):
         norm_cfg: dict = dict(type='LN'),
     ) -> None:
         super().__init__()
-        self.norm1 = build_norm_layer(norm_cfg, dim)[1]
+        self.norm1 = build_norm(norm_cfg, dim)
         self.attn = attn
-        self.norm2 = build_norm_layer(norm_cfg, dim)[1]
+        self.norm2 = build_norm(norm_cfg, dim)
         self.mlp = mlp
         self.drop_path = DropPath(drop_path)
 
@@ -113,7 +113,7 @@ class ConvStem(BaseModule):
             ]
         self.stem = nn.Sequential(*layers)
         self.proj = PatchConv2d(dim, embed_dims, 2)
-        self.norm = build_norm_layer(norm_cfg, embed_dims)[1]
+        self.norm = build_norm(norm_cfg, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, ceil(H / patch_size), ceil(W / patch_size), embed_dims)."""
@@ -190,15 +190,16 @@ class MixFormer(StagedBackbone):
         use_shift (bool): Shifts the windows of every second block by half a window (Table 9).
             Default: False.
         mlp_dwconv (bool): Adds a 3x3 depth-wise convolution to the FFNs (Table 9). Default: False.
-        norm_eval (bool): Keeps the statistics of BatchNorm fixed in training. Default: False.
         others: Arguments of all families, see :class:`.base.StagedBackbone`.
 
     Raises:
+        TypeError: For an argument that is unknown, or has another name here.
         ValueError: For an unknown arch, sizes that do not match the stages or each other, an even
             kernel, an odd patch, or interactions without two branches.
     """
 
     classifier = ('norm', 'last_proj', 'head')
+    image_layer = 'patch_embed.stem.0.weight'
     archs: ClassVar[dict[str, dict]] = {
         'b0': _arch(24, (1, 2, 6, 6), (3, 6, 12, 24), 0.0),
         'b1': _arch(32, (1, 2, 6, 6), (2, 4, 8, 16), 0.0),
@@ -224,6 +225,7 @@ class MixFormer(StagedBackbone):
         use_shift: bool = False,
         mlp_dwconv: bool = False,
         in_channels: int = 3,
+        adapt_in_channels: bool = False,
         patch_size: int = 4,
         mlp_ratio: float = 4.0,
         drop_rate: float = 0.0,
@@ -232,7 +234,7 @@ class MixFormer(StagedBackbone):
         norm_cfg: dict = dict(type='LN', eps=1e-5),
         act_cfg: dict = dict(type='GELU'),
         mlp_act_cfg: dict | None = None,
-        out_indices: Sequence[int] | None = None,
+        out_indices: int | Sequence[int] | None = None,
         out_norm: bool = True,
         frozen_stages: int = -1,
         norm_eval: bool = False,
@@ -241,7 +243,9 @@ class MixFormer(StagedBackbone):
             dict(type='TruncNormal', layer='Linear', std=0.02),
             dict(type='Kaiming', layer='Conv2d', mode='fan_in'),
         ],
+        **others: Any,
     ) -> None:
+        refuse_arguments(MixFormer, others)
         sizes = resolve_arch(
             'MixFormer',
             self.archs,
@@ -251,13 +255,19 @@ class MixFormer(StagedBackbone):
             num_heads=num_heads,
             drop_path_rate=drop_path_rate,
         )
-        stage_depths: tuple[int, ...] = tuple(sizes['depths'])
+        check_sizes(
+            'MixFormer',
+            in_channels=in_channels,
+            patch_size=patch_size,
+            window_size=window_size,
+        )
+        stage_depths: tuple[int, ...] = sizes['depths']
         count, dims = len(stage_depths), sizes['embed_dims']
         if isinstance(dims, int):
             dims = [dims * 2**i for i in range(count)]
         dims = per_stage('MixFormer', 'embed_dims', dims, count)
         heads = per_stage('MixFormer', 'num_heads', sizes['num_heads'], count)
-        drop_paths = iter(np.linspace(0, sizes['drop_path_rate'], sum(stage_depths)).tolist())
+        drop_paths = drop_path_rates('MixFormer', sizes['drop_path_rate'], stage_depths)
 
         mixing = MixingAttention if parallel else SuccessiveAttention
         ffn = ConvMlp if mlp_dwconv else Mlp
@@ -297,18 +307,11 @@ class MixFormer(StagedBackbone):
             out_norm,
             norm_cfg,
             frozen_stages,
+            norm_eval,
+            in_channels,
+            adapt_in_channels,
             init_cfg,
         )
-        self.norm_eval = norm_eval
-
-    def train(self, mode: bool = True) -> 'MixFormer':
-        """Set the mode as :meth:`torch.nn.Module.train`; frozen parts stay in eval mode, and with
-        ``norm_eval`` every BatchNorm.
-        """
-        super().train(mode)
-        if self.norm_eval:
-            fix_statistics(self)
-        return self
 
     def fold_norms(self) -> 'MixFormer':
         """Fold, for inference, every BatchNorm, with its running statistics, into the layer

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn import build_activation_layer
 from mmengine.dist import get_world_size
 from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ..kernels.window_attention import window_attention
 from ..kernels.window_plans import Windows
 from ..weights.loading import FittedModule
 from ..weights.resize import fit_position_bias
-from .base import relative_index
+from .base import build_norm, relative_index
 from .folding import fold_after, fold_before
 
 
@@ -81,7 +81,7 @@ class WindowAttentionBlock(FittedModule):
             raise ValueError(
                 f'mixing block of {dim} channels (embed_dims): give 16 or more, and an even number'
             )
-        if attn_dim % num_heads:
+        if num_heads < 1 or attn_dim % num_heads:
             raise ValueError(
                 f'mixing block of {dim} channels: num_heads={num_heads} does not '
                 f'divide the {attn_dim} of the attention; give a divisor'
@@ -102,7 +102,7 @@ class WindowAttentionBlock(FittedModule):
         )
         trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.qkv = nn.Linear(attn_dim, 3 * attn_dim, bias=qkv_bias)
-        self.attn_norm = build_norm_layer(norm_cfg, attn_dim)[1]
+        self.attn_norm = build_norm(norm_cfg, attn_dim)
         self.dwconv3x3 = nn.Sequential(
             nn.Conv2d(dim, dim, dwconv_kernel_size, padding=dwconv_kernel_size // 2, groups=dim),
             nn.BatchNorm2d(dim),
@@ -187,9 +187,9 @@ class MixingAttention(WindowAttentionBlock):
         half = dim // 2
         super().__init__(dim, half, num_heads, act_cfg=act_cfg, norm_cfg=norm_cfg, **kwargs)
         self.proj_attn = nn.Linear(dim, half)
-        self.proj_attn_norm = build_norm_layer(norm_cfg, half)[1]
+        self.proj_attn_norm = build_norm(norm_cfg, half)
         self.proj_cnn = nn.Linear(dim, dim)
-        self.proj_cnn_norm = build_norm_layer(norm_cfg, dim)[1]
+        self.proj_cnn_norm = build_norm(norm_cfg, dim)
         # The norm acts after the spatial interaction. Registered before the projection, so that
         # mmcv.cnn.fuse_conv_bn does not fuse the two.
         self.conv_norm: nn.Module = nn.BatchNorm2d(half)

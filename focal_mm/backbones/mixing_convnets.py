@@ -6,13 +6,13 @@ mmdet is needed to build these, and imported only then.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..weights.loading import FittedBackbone
-from .base import Mlp, Stage, fix_statistics
+from .arguments import drop_path_rates, stage_indices
+from .base import Mlp, Stage, fix_statistics, tie_maps
 from .mixformer import ConvMerging, MixingAttention, MixingBlock
 
 
@@ -27,7 +27,8 @@ class MixingConvNet(BaseModule, FittedBackbone):
         num_heads (int): Attention heads of a mixing block; a divisor of ``dim / 2``.
         window_size (int): Side of the attention windows.
         drop_path_rate (float): Stochastic depth of the mixing blocks.
-        out_indices (Sequence[int]): Which of the maps of stride 4, 8, 16 and 32 are returned.
+        out_indices (int or Sequence[int]): Which of the maps of stride 4, 8, 16 and 32 are
+            returned, in this order; negative ones count from the last.
         norm_eval (bool): Keeps the statistics of every BatchNorm fixed in training.
         with_cp (bool): Recomputes the mixing blocks in the backward pass to save memory.
         init_cfg (dict or list, optional): Initialization.
@@ -45,22 +46,17 @@ class MixingConvNet(BaseModule, FittedBackbone):
         num_heads: int,
         window_size: int,
         drop_path_rate: float,
-        out_indices: Sequence[int],
+        out_indices: int | Sequence[int],
         norm_eval: bool,
         with_cp: bool,
         init_cfg: dict | list | None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)  # type: ignore[call-arg]  # of BaseModule
-        if not out_indices or not set(out_indices) <= set(range(4)):
-            raise ValueError(
-                f'{type(self).__name__}: out_indices={tuple(out_indices)} for 4 '
-                'stages; choose from 0 to 3'
-            )
-        self.out_indices = tuple(out_indices)
+        self.out_indices = stage_indices(type(self).__name__, out_indices, 4)
         self.norm_eval = norm_eval
         self.convnet = convnet
         self.downsample = ConvMerging(in_channels, dim)
-        rates = np.linspace(0, drop_path_rate, num_blocks).tolist()
+        rates = drop_path_rates(type(self).__name__, drop_path_rate, [num_blocks])
         self.stage = Stage(
             [
                 MixingBlock(
@@ -81,7 +77,7 @@ class MixingConvNet(BaseModule, FittedBackbone):
         outs = list(self.convnet(x))
         x = self.stage(self.downsample(outs[-1]))
         outs.append(x.permute(0, 3, 1, 2).contiguous())
-        return tuple(outs[i] for i in self.out_indices)
+        return tie_maps([outs[i] for i in self.out_indices], self)
 
     def train(self, mode: bool = True) -> 'MixingConvNet':
         """Set the mode as :meth:`torch.nn.Module.train`; with ``norm_eval``, BatchNorms stay in
@@ -143,7 +139,7 @@ class MixingResNet(MixingConvNet):
         num_heads: int = 32,
         window_size: int = 7,
         drop_path_rate: float = 0.0,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
         norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
@@ -209,7 +205,7 @@ class MixingMobileNetV2(MixingConvNet):
         num_heads: int = 10,
         window_size: int = 7,
         drop_path_rate: float = 0.0,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
         norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | list | None = None,

@@ -30,6 +30,33 @@ def fit_kernel(weight: Tensor, size: int) -> Tensor:
     return F.pad(weight, (side, side, side, side))
 
 
+def fit_image_channels(weight: Tensor, channels: int) -> Tensor:
+    """Fit the weights of the first layer, for RGB images, to images of other channels.
+
+    For one channel, gray, the weights are summed, so that a gray image gives what it gave as RGB.
+    Each channel after the third starts with the mean of the three.
+
+    Args:
+        weight (Tensor): Shape (C', 3, k, k).
+        channels (int): Channels of the image, 1 or above 3.
+
+    Returns:
+        Tensor: Shape (C', channels, k, k).
+
+    Raises:
+        ValueError: For other numbers of channels.
+    """
+    if weight.shape[1] != 3 or channels < 1 or channels == 2:
+        raise ValueError(
+            f'weights for {weight.shape[1]} image channels cannot be adapted to {channels}: there '
+            'is a rule from 3 channels to 1 and to more than 3'
+        )
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    mean = weight.mean(1, keepdim=True)
+    return torch.cat([weight, *[mean] * (channels - 3)], 1)
+
+
 def fit_gates(projection: Tensor, dim: int, levels: int) -> Tensor:
     """Add or remove focal levels in FocalNet's input projection.
 

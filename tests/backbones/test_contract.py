@@ -7,6 +7,8 @@ two roads to the same network and need no knowledge of how either is computed.
 
 import copy
 import functools
+import importlib
+import inspect
 import logging
 import os
 import pickle
@@ -19,10 +21,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import fuse_conv_bn
+from mmcv.cnn import build_norm_layer, fuse_conv_bn
+from mmcv.cnn.bricks import DropPath
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -41,6 +44,7 @@ from focal_mm.backbones import (
     MixingMobileNetV2,
     MixingResNet,
 )
+from focal_mm.backbones.arguments import ELSEWHERE, RENAMED
 from focal_mm.backbones.focalnet import FocalModulation
 from focal_mm.weights import CheckpointError
 
@@ -1003,6 +1007,7 @@ EDGES = """
 import sys, torch
 sys.path.insert(0, {folder!r})
 from itertools import product
+from focal_mm.backbones.arguments import ELSEWHERE, RENAMED
 from focal_mm.backbones.focalnet import FocalModulation
 dtype = torch.{dtype}
 exact = torch.promote_types(dtype, torch.float)
@@ -1443,3 +1448,370 @@ def test_gradients_reach_every_parameter(name):
     net = build(name)
     names = [key for key, _ in net.named_parameters()]
     assert not [key for key, g in zip(names, gradients(net, net, images())) if not g.any()]
+
+
+# ---- arguments of other implementations, norms, channels ---------------------------------------
+
+# Arguments of the official code, mmdet's Swin, timm and Hugging Face, and what is to be given here.
+FOREIGN = dict(
+    embed_dim=(96, 'embed_dims'),
+    in_chans=(3, 'in_channels'),
+    use_checkpoint=(True, 'with_cp'),
+    norm_layer=(nn.LayerNorm, 'norm_cfg'),
+    pretrained=('net.pth', "init_cfg=dict.type='Pretrained'"),
+    convert_weights=(True, 'recognised'),
+    use_layerscale=(True, 'layer_scale_init_value'),
+    img_size=(224, 'any size'),
+    pretrain_img_size=(224, 'any size'),
+    num_classes=(1000, 'head'),
+    ape=(False, 'position embedding'),
+    patch_norm=(True, 'norm'),
+    hidden_act=('gelu', 'act_cfg'),
+    with_cpp=(True, "did you mean 'with_cp'"),
+)
+
+
+@pytest.mark.parametrize('argument', FOREIGN)
+@leading_net
+def test_argument_of_another_implementation_is_named_with_ours(name, argument):
+    value, ours = FOREIGN[argument]
+    with pytest.raises(TypeError, match=ours) as error:
+        build(name, **{argument: value})
+    assert argument in str(error.value) and '\n' not in str(error.value)
+    with pytest.raises(TypeError, match=ours):
+        MODELS.build(dict(type=NETS[name][0].__name__, **{argument: value}))
+
+
+def test_all_foreign_arguments_are_named_at_once():
+    with pytest.raises(TypeError, match='layer_scale_init_value.*focal_topk|focal_topk.*layer_sc'):
+        FocalTransformer(layerscale_value=1e-4, focal_topK=64)
+
+
+@pytest.mark.parametrize('cls', [FocalNet, FocalTransformer, MixFormer])
+def test_arguments_are_those_of_all_families(cls):
+    known = set(inspect.signature(cls).parameters)
+    shared = {
+        'arch', 'embed_dims', 'depths', 'in_channels', 'adapt_in_channels', 'patch_size',
+        'mlp_ratio', 'drop_rate', 'drop_path_rate', 'norm_cfg', 'act_cfg', 'out_indices',
+        'out_norm', 'frozen_stages', 'norm_eval', 'with_cp', 'init_cfg',
+    }  # fmt: skip
+    assert shared <= known and not known & {*RENAMED, *ELSEWHERE}
+
+
+@pytest.mark.parametrize('cls', [FocalNet, FocalTransformer, MixFormer])
+def test_arch_may_be_written_in_any_case(cls):
+    with torch.device('meta'):
+        for arch in cls.archs:
+            again = cls(arch.upper().replace('_', '-'))
+            assert [len(stage.blocks) for stage in again.layers] == list(cls.archs[arch]['depths'])
+            break
+        with pytest.raises(ValueError, match='Known'):
+            cls('nothing')
+
+
+NORMS = [
+    dict(type='BN'),
+    dict(type='BN', requires_grad=False),
+    dict(type='SyncBN'),
+    dict(type='GN', num_groups=2),
+    dict(type='IN'),
+]
+
+
+@pytest.mark.parametrize('norm_cfg', NORMS, ids=str)
+@staged_net
+def test_norms_of_maps_get_the_map_with_its_channels_second(name, norm_cfg):
+    net, seen = build(name, norm_cfg=norm_cfg), []
+    kind = build_norm_layer(norm_cfg, 8)[1]
+    for module in net.modules():
+        if type(module) is type(kind):
+            module.register_forward_pre_hook(
+                lambda m, args: seen.append((getattr(m, 'num_features', 0) or m.num_channels, args))
+            )
+    maps = net(images())
+    assert all(m.isfinite().all() for m in maps)
+    assert len(seen) >= 3 and all(args[0].shape[1] == channels for channels, args in seen)
+    assert any(g.any() for g in gradients(net, net, images()))
+
+
+@staged_net
+def test_layer_norm_of_maps_is_layer_norm(name):
+    own, net = build(name, norm_cfg=dict(type='LN2d', eps=1e-5)), build(name)
+    assert_close(own.load_state_dict(net.state_dict()) and own(images()), net(images()), atol=0)
+
+
+@pytest.mark.parametrize(
+    'norm_cfg, word',
+    [
+        (dict(type='BN1d'), 'BatchNorm2d'),
+        (dict(type='GN', num_groups=3), 'num_groups'),
+        (dict(type='GN'), 'num_groups'),
+        (dict(type='Nothing'), 'SyncBN'),
+        (None, "dict.type='LN'"),
+    ],
+    ids=str,
+)
+@staged_net
+def test_norm_that_takes_no_maps_is_refused_in_one_line(name, norm_cfg, word):
+    with pytest.raises(ValueError, match=word) as error:
+        build(name, norm_cfg=norm_cfg)
+    assert 'norm_cfg' in str(error.value) and '\n' not in str(error.value)
+
+
+@staged_net
+def test_norm_eval_keeps_all_statistics(name):
+    net = build(name, norm_cfg=dict(type='BN'), norm_eval=True).train()
+    before = [b.clone() for b in net.buffers()]
+    net(images())
+    assert before and all(torch.equal(a, b) for a, b in zip(before, net.buffers()))
+
+
+ROADS_IN = {
+    'init_cfg': by_config,
+    'load_checkpoint': load_checkpoint,
+    'load_state_dict': lambda net, path: net.load_state_dict(torch.load(path)['model']),
+}
+
+
+@pytest.mark.parametrize('load', ROADS_IN.values(), ids=ROADS_IN)
+@pytest.mark.parametrize('channels', [1, 4, 6])
+@staged_net
+def test_weights_of_three_channels_are_adapted_by_an_option(name, channels, load, file, log):
+    net = build(name)
+    plain = build(name, in_channels=channels)
+    with pytest.raises(CheckpointError) as error:
+        load(plain, file(net))
+    line = str(error.value)
+    assert all(f in line for f in ('3 channels', f'in_channels={channels}', 'adapt_in_channels'))
+    assert '\n' not in line
+
+    own = build(name, in_channels=channels, adapt_in_channels=True)
+    load(own, file(net))
+    x = images()
+    if channels == 1:
+        assert_close(own(x[:, :1]), net(x[:, :1].expand(-1, 3, -1, -1)))
+    else:
+        more = x.new_zeros(2, channels - 3, *x.shape[2:])
+        assert_close(own(torch.cat([x, more], 1)), net(x))
+        assert differs(own(torch.cat([x, more + 1], 1)), net(x))
+    assert sum(f'adapted 3 -> {channels} image channels' in line for line in log) == 1
+    again = build(name, in_channels=channels)
+    load(again, file(own))
+    assert_close(again.state_dict(), own.state_dict(), atol=0)
+
+
+# ---- which maps are returned -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', [*LEADING, 'mixing_mobilenet'])
+def test_maps_come_in_the_order_that_is_asked_for(name):
+    net, x = build(name), images()
+    maps = net(x)
+    last = len(maps) - 1
+    for asked in (0, -1, [last, 0], (-1, 0, -1)):
+        own = build(name, out_indices=asked)
+        own.load_state_dict({k: v for k, v in net.state_dict().items() if k in own.state_dict()})
+        order = (asked,) if isinstance(asked, int) else asked
+        assert_close(own(x), tuple(maps[i] for i in order), atol=0)
+
+
+@pytest.mark.parametrize('asked', [4, -5, (), (0, 9), (1.0,), '0'])
+@every_net
+def test_stage_that_is_not_there_is_refused(name, asked):
+    with pytest.raises(ValueError, match=r'out_indices=[^\n]*choose from 0 to \d') as error:
+        build(name, out_indices=asked)
+    assert '\n' not in str(error.value)
+
+
+def build_deep(name: str, **kwargs) -> nn.Module:
+    """Build a network of three stages."""
+    sizes = dict(num_heads=2, focal_levels=2, focal_windows=3, expand_sizes=1)
+    known = {key: value for key, value in sizes.items() if key in NETS[name][1]}
+    return build(name, **{**known, 'depths': (1, 2, 1), **kwargs})
+
+
+@leading_net
+def test_stages_after_the_last_map_are_not_built(name, file, log):
+    whole, x = build_deep(name, drop_path_rate=0.3), images()
+    net = build_deep(name, drop_path_rate=0.3, out_indices=(1, 0), frozen_stages=3)
+    assert len(net.layers) == 2 and net.layers[-1].downsample is None
+    rates = [
+        [m.drop_prob for m in owner.modules() if isinstance(m, DropPath)]
+        for owner in (net, whole.layers[:2])
+    ]
+    assert rates[0] == rates[1] and 0 < max(rates[0]) < 0.3
+    assert not any(p.requires_grad for p in net.train().parameters())
+    for load in (load_checkpoint, by_config):
+        load(net, file(whole))
+        maps = whole(x)
+        assert_close(net.eval()(x), (maps[1], maps[0]), atol=0)
+        left_out = 'layers.1.downsample, layers.2'
+        assert sum(left_out in line for line in log) == 1 and log.clear() is None
+    with pytest.raises(CheckpointError, match='layers.2|downsample'):  # of a network of two
+        load_checkpoint(build_deep(name, depths=(1, 2)), file(whole))
+
+
+@leading_net
+def test_unread_maps_leave_training_as_it_is(name):
+    """Parameters are in the graph of every map; neither values nor gradients change."""
+    net, x = build_deep(name, **fixed_statistics(name)).train(), images()
+    plain = copy.deepcopy(net).eval()
+    for read in ((0,), (1, 2), (2,)):
+        results = []
+        for own in (net, plain):
+            own.zero_grad()
+            maps = own(x)
+            total([maps[i] for i in read]).backward()
+            results.append((maps, [p.grad for p in own.parameters()]))
+        (ours, grads), (theirs, expected) = results
+        assert_close(ours, theirs, atol=0)
+        for g, e in zip(grads, expected):
+            assert (g is None) == (e is None) and (g is None or torch.equal(g, e))
+    seen = []
+    for parameter in net.parameters():
+        parameter.expand_as(parameter).grad_fn.next_functions[0][0].register_hook(
+            lambda *_: seen.append(1)
+        )
+    net(x)[1].sum().backward()
+    assert len(seen) == len(list(net.parameters()))
+
+
+@leading_net
+def test_infinite_maps_that_nothing_reads_do_no_harm(name):
+    net = build_deep(name, **fixed_statistics(name)).train()
+    with torch.no_grad():
+        for parameter in (*net.norm2.parameters(), *net.layers[2].parameters()):
+            parameter.fill_(torch.inf)
+    maps = net(images())
+    assert not maps[2].isfinite().all()
+    total(maps[:2]).backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+
+
+# ---- layer-wise learning rates -----------------------------------------------------------------
+
+
+def depths_of(net: nn.Module, prefix: str = '') -> dict[str, int]:
+    return {
+        name: net.get_layer_depth(prefix + name, prefix)[0] for name, _ in net.named_parameters()
+    }
+
+
+@leading_net
+def test_layer_depth_grows_from_the_stem_to_the_output_norms(name):
+    net = build_deep(name)
+    for prefix in ('', 'backbone.'):
+        depths = depths_of(net, prefix)
+        assert net.get_layer_depth('head.fc.weight', 'backbone.') == (5, 6)
+        assert {net.get_layer_depth(prefix + key, prefix)[1] for key in depths} == {6}
+        for start, depth in {
+            'patch_embed.': 0,
+            'layers.0.blocks.0.': 1,
+            'layers.0.downsample.': 1,
+            'layers.1.blocks.0.': 2,
+            'layers.1.blocks.1.': 3,
+            'layers.1.downsample.': 3,
+            'layers.2.blocks.0.': 4,
+            'norm': 5,
+        }.items():
+            assert {d for key, d in depths.items() if key.startswith(start)} == {depth}
+
+
+class Model(nn.Module):
+    """A backbone and a head, as any detector or segmentor has them."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Conv2d(8, 1, 1)
+
+    def get_layer_depth(self, name: str) -> tuple[int, int]:
+        return self.backbone.get_layer_depth(name, 'backbone.')
+
+
+OWN = 'FocalLearningRateDecayOptimizerConstructor'
+
+
+def rates_of(model: nn.Module, package: str, constructor: str, options: dict) -> dict[str, float]:
+    """Build an optimizer as a runner does in a package's scope; return rates by name."""
+    scope = importlib.import_module(f'{package}.registry')
+    importlib.import_module(f'{package}.engine')
+    with DefaultScope.overwrite_default_scope(package):
+        wrapper = scope.OPTIM_WRAPPER_CONSTRUCTORS.build(
+            dict(
+                type=constructor,
+                optim_wrapper_cfg=dict(
+                    type='OptimWrapper', optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.1)
+                ),
+                paramwise_cfg=options,
+            )
+        )(model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    rates: dict[str, float] = {}
+    for group in wrapper.optimizer.param_groups:
+        for parameter in group['params']:
+            assert names[id(parameter)] not in rates
+            rates[names[id(parameter)]] = group['lr']
+            plain = parameter.ndim == 1 or names[id(parameter)].endswith('.bias')
+            assert constructor != OWN or group['weight_decay'] == (0.0 if plain else 0.1)
+    return rates
+
+
+@pytest.mark.parametrize(
+    'package, constructor, options, rates',
+    [
+        (
+            'mmpretrain',
+            'LearningRateDecayOptimWrapperConstructor',
+            dict(layer_decay_rate=0.5),
+            (5, 4, 3, 2, 1),
+        ),
+        ('mmdet', OWN, dict(decay_rate=0.5), (5, 4, 3, 2, 1)),
+        ('mmdet', OWN, dict(decay_rate=0.5, num_layers=8), (9, 7, 5, 3, 1)),
+        ('mmseg', OWN, dict(decay_rate=0.5, num_layers=2), (3, 2, 2, 1, 1)),
+        ('mmseg', OWN, dict(decay_rate=0.5, decay_type='stage_wise'), (4, 3, 2, 2, 1)),
+        (
+            'mmdet',
+            OWN,
+            dict(decay_rate=0.5, decay_type='stage_wise', num_layers=6),
+            (7, 6, 5, 5, 4),
+        ),
+    ],
+)
+@leading_net
+def test_learning_rates_fall_towards_the_stem(name, package, constructor, options, rates):
+    model = Model(build_deep(name, frozen_stages=-1))
+    found = rates_of(model, package, constructor, options)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    starts = ('patch_embed', 'layers.0', 'layers.1.blocks.0', 'layers.1.blocks.1', 'layers.2')
+    for start, power in zip(starts, rates):
+        assert {r for key, r in found.items() if key.startswith(f'backbone.{start}')} == {
+            0.5**power
+        }
+    assert {r for key, r in found.items() if key.startswith(('head', 'backbone.norm'))} == {1.0}
+
+
+def test_frozen_parameters_have_no_learning_rate():
+    model = Model(build_deep('focalnet', frozen_stages=1))
+    found = rates_of(model, 'mmdet', OWN, dict(decay_rate=0.5))
+    assert found.keys() == {key for key, p in model.named_parameters() if p.requires_grad}
+    assert not any(key.startswith('backbone.layers.0') for key in found)
+
+
+@pytest.mark.parametrize(
+    'options, word',
+    [
+        (dict(num_layers=3), 'decay_rate'),
+        (dict(decay_rate=0.5, decay_type='block_wise'), 'stage_wise'),
+        (dict(decay_rate=0.5, decay_type='stage_wise', num_layers=2), 'num_layers=2 for 3 stages'),
+    ],
+)
+def test_wrong_option_of_the_learning_rates_is_one_line(options, word):
+    with pytest.raises(ValueError, match=word) as error:
+        rates_of(Model(build_deep('focalnet')), 'mmdet', OWN, options)
+    assert '\n' not in str(error.value)
+
+
+def test_learning_rates_of_another_backbone_are_left_to_its_package():
+    with pytest.raises(TypeError, match='take the constructor of the package'):
+        rates_of(Model(nn.Conv2d(3, 8, 1)), 'mmdet', OWN, dict(decay_rate=0.5))

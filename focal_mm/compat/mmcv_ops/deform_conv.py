@@ -19,6 +19,8 @@ from torch import Tensor
 
 from .precision import at_least_float32
 
+FAR = 1e9  # pixels, outside of any map
+
 
 def deform_conv_forward(
     input: Tensor,
@@ -260,7 +262,13 @@ def _operands(
     mask: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> list[Tensor]:
-    """Return the inputs of torchvision's op, with zeros for a missing mask or bias."""
+    """Return the inputs of torchvision's op, with zeros for a missing mask or bias.
+
+    A sample whose offset is NaN lies outside of the map, as in mmcv; torchvision's kernel would
+    read memory that is not the map's, and end the process.
+    """
+    input, weight, offset = at_least_float32(input, weight, offset)
+    offset = offset.nan_to_num(nan=FAR).clamp(-FAR, FAR)
     if mask is None:
         mask = input.new_zeros(input.size(0), 1)
     if bias is None:

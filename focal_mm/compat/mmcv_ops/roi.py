@@ -16,6 +16,9 @@ from .precision import at_least_float32
 
 MAX = 0  # pool_mode of the maximum; 1 is the average
 EMPTY_BIN = -1e4  # maximum over no samples, as in mmcv's CPU kernel
+# Samples of one RoI that are computed even if its map has fewer pixels; the CPU's kernel stores 32
+# bytes for each.
+MOST_SAMPLES = 1 << 24
 
 
 def roi_align_forward(
@@ -49,12 +52,22 @@ def roi_align_forward(
             and do not enlarge RoIs that are smaller than a pixel.
 
     Raises:
-        ValueError: If an aligned RoI ends before it begins; as in mmcv, only on the CPU.
+        ValueError: If an RoI is not finite, far larger than its map, of an image that is not there,
+            or, when aligned, ends before it begins; only on the CPU, where mmcv stops at the last
+            of these and the others end the process.
     """
     features, boxes = at_least_float32(input, rois)
-    if aligned and boxes.is_cpu and (inverted := boxes[:, 3:] < boxes[:, 1:3]).any():
-        roi = boxes[inverted.any(1)][0].tolist()
-        raise ValueError(f'roi_align: RoI (image, x1, y1, x2, y2) = {roi} ends before it begins')
+    _check_rois('roi_align', boxes, features, spatial_scale)
+    if boxes.is_cpu:
+        corners = boxes[:, 1:] * spatial_scale
+        sides = corners[:, 2:] - corners[:, :2]
+        if aligned:
+            _refuse('roi_align', boxes, (sides < 0).any(1), 'ends before it begins')
+        if sampling_ratio <= 0:
+            most = max(MOST_SAMPLES, 4 * features.shape[2] * features.shape[3])
+            bins = sides.new_tensor([aligned_width, aligned_height], dtype=torch.double)
+            samples = ((sides.double() / bins).ceil().clamp(min=1) * bins).prod(1)
+            _refuse('roi_align', boxes, samples > most, 'is far larger than its map')
     if pool_mode != MAX:
         output.copy_(
             torch.ops.torchvision.roi_align(
@@ -114,6 +127,7 @@ def roi_align_backward(
     The other arguments are those of the forward pass.
     """
     grad, boxes = at_least_float32(grad_output, rois)
+    _check_rois('roi_align', boxes, grad_input, spatial_scale)
     if pool_mode != MAX:
         grad_input.copy_(
             torch.ops.torchvision._roi_align_backward(
@@ -162,8 +176,12 @@ def roi_pool_forward(
         pooled_height (int): Number of rows of bins.
         pooled_width (int): Number of columns of bins.
         spatial_scale (float): Size of the feature map divided by the size of the image.
+
+    Raises:
+        ValueError: If an RoI is not finite or of an image that is not there; only on the CPU.
     """
     features, boxes = at_least_float32(input, rois)
+    _check_rois('roi_pool', boxes, features, spatial_scale)
     height, width = input.shape[2:]
     pixels = _pixels(features)
     rows, has_row = _touched_pixels(boxes[:, 2], boxes[:, 4], spatial_scale, pooled_height, height)
@@ -203,6 +221,31 @@ def roi_pool_backward(
             grad, boxes, argmax, spatial_scale, pooled_height, pooled_width, *grad_input.shape
         )
     )
+
+
+def _check_rois(op: str, boxes: Tensor, features: Tensor, spatial_scale: float) -> None:
+    """Refuse RoIs from which a kernel on the CPU would compute addresses outside of the map.
+
+    Raises:
+        ValueError: Naming the first of them.
+    """
+    if not boxes.is_cpu:
+        return
+    corners = boxes[:, 1:] * spatial_scale
+    # Sides of finite corners may be infinite.
+    finite = torch.cat([boxes[:, :1], corners, corners[:, 2:] - corners[:, :2]], 1).isfinite()
+    _refuse(op, boxes, ~finite.all(1), 'is not finite')
+    outside = (boxes[:, 0] < 0) | (boxes[:, 0] >= len(features))
+    _refuse(op, boxes, outside, f'is of an image that is not among {len(features)}')
+
+
+def _refuse(op: str, boxes: Tensor, wrong: Tensor, what: str) -> None:
+    """Raise a ValueError if any RoI is wrong."""
+    if wrong.any():
+        number = int(wrong.nonzero()[0])
+        raise ValueError(
+            f'{op}: RoI {number} (image, x1, y1, x2, y2) = {boxes[number].tolist()} {what}'
+        )
 
 
 def _sample_positions(start: Tensor, bin_size: Tensor, bins: int, samples: int) -> Tensor:

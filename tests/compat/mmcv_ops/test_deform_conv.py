@@ -159,6 +159,26 @@ def test_gradients_equal_finite_differences(device, geometry):
     )
 
 
+@pytest.mark.parametrize('modulated', [False, True])
+def test_samples_at_nan_are_outside_of_the_map(device, modulated):
+    """As in mmcv. torchvision's kernel ends the process."""
+    x, offset, mask, weight, _ = operands(*GEOMETRIES[0], device=device)
+    outputs = []
+    for value in (math.nan, 1e6, math.inf, -math.inf):
+        offset = offset.clone()
+        offset[1, 4, 2, 3] = value
+        for tensor in (x, offset):
+            tensor.requires_grad_().grad = None
+        args = (offset, mask, weight, None) if modulated else (offset, weight)
+        output = (modulated_deform_conv2d if modulated else deform_conv2d)(x, *args, 1, 1)
+        output.sum().backward()
+        outputs.append((output.detach(), x.grad))
+        assert offset.grad.isfinite().all()
+        offset = offset.detach()
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0])
+
+
 def test_the_weight_alone_may_need_a_gradient(device):
     x, offset, _, weight, _ = operands(*GEOMETRIES[0], torch.float64, device)
     assert torch.autograd.gradcheck(

@@ -11,6 +11,9 @@ from mmcv.ops import batched_nms, nms, soft_nms
 pytestmark = pytest.mark.stock
 
 
+NMS = dict(type='nms', iou_threshold=0.5)
+
+
 def random_boxes(count, dtype=torch.float32, device='cpu', whole=False):
     """Boxes that overlap; ``whole`` ones have whole corners, so that IoUs hit thresholds."""
     rng = torch.Generator().manual_seed(count)
@@ -98,6 +101,20 @@ def test_nms_takes_half_precision(device, dtype):
     dets, keep = nms(boxes, scores, 0.5)
     assert dets.dtype == dtype
     assert keep.tolist() == nms(boxes.float(), scores.float(), 0.5)[1].tolist()
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize('corner', [0, 3])
+def test_box_that_is_not_finite_is_kept_and_suppresses_none(device, value, corner):
+    boxes, scores = random_boxes(20, device=device)
+    best = int(scores.argmax())
+    boxes[best, corner] = value
+    others = torch.arange(20, device=device) != best
+    kept = nms(boxes, scores, 0.5)[1].tolist()
+    expected = others.nonzero()[:, 0][nms(boxes[others], scores[others], 0.5)[1]].tolist()
+    assert kept == [best, *expected]
+    for op in (soft_nms, lambda *args: batched_nms(args[0], args[1], others.long(), NMS)):
+        op(boxes, scores, 0.5)
 
 
 def test_nms_takes_numpy_arrays():

@@ -138,6 +138,52 @@ def test_roi_align_names_an_roi_that_ends_before_it_begins(mode):
         roi_align(features, rois, SIZE, SCALE, 0, mode, True)
 
 
+@pytest.mark.parametrize(
+    'op',
+    [
+        lambda *args: roi_align(*args, SIZE, SCALE, 0, 'avg', True),
+        lambda *args: roi_align(*args, SIZE, SCALE, 2, 'avg', False),
+        lambda *args: roi_align(*args, SIZE, SCALE, 0, 'max', False),
+        lambda *args: roi_pool(*args, SIZE, SCALE),
+    ],
+    ids=['align', 'align_2_samples', 'align_max', 'pool'],
+)
+@pytest.mark.parametrize(
+    'roi, reason',
+    [
+        ([0, math.nan, 1, 8, 8], 'is not finite'),
+        ([0, 1, 1, math.inf, 8], 'is not finite'),
+        ([0, -math.inf, 1, math.inf, 8], 'is not finite'),
+        ([math.nan, 1, 1, 8, 8], 'is not finite'),
+        ([2, 1, 1, 8, 8], 'image'),
+        ([-1, 1, 1, 8, 8], 'image'),
+    ],
+)
+def test_roi_that_would_end_the_process_is_named(op, roi, reason):
+    features, rois = features_and_rois()
+    rois[3] = torch.tensor(roi)
+    with pytest.raises(ValueError, match=rf'^roi_\w+: RoI 3 [^\n]*{reason}[^\n]*$'):
+        op(features, rois)
+
+
+@pytest.mark.parametrize('mode', ['avg', 'max'])
+@pytest.mark.parametrize('aligned', [False, True])
+@pytest.mark.parametrize('side', [1e6, 1e12, 3e38])
+def test_huge_roi_is_sampled_where_the_number_of_samples_is_given(mode, aligned, side):
+    features, rois = features_and_rois()
+    rois[3] = torch.tensor([0, -side, -side, side, side])
+    output = roi_align(features, rois, SIZE, SCALE, 2, mode, aligned)
+    assert output.isfinite().all() and not output[3].any()
+    with pytest.raises(ValueError, match='RoI 3 .* is far larger than its map'):
+        roi_align(features, rois, SIZE, SCALE, 0, mode, aligned)
+
+
+def test_roi_pool_of_a_huge_roi_is_the_maximum_of_the_map():
+    features, _ = features_and_rois()
+    output = roi_pool(features, torch.tensor([[1.0, -1e9, -1e9, 1e9, 1e9]]), 1, SCALE)
+    assert torch.equal(output[0, :, 0, 0], features[1].amax((1, 2)))
+
+
 def test_roi_pool_equals_naive(device):
     features, rois = features_and_rois(device=device)
     output = roi_pool(features, rois, SIZE, SCALE)
