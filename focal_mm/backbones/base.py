@@ -449,9 +449,7 @@ class StagedBackbone(BaseModule, FittedBackbone):
                 if not str(error).startswith(str(cfg['prefix'])):
                     continue
                 content = CheckpointLoader.load_checkpoint(cfg['checkpoint'], 'cpu')
-                hint = describe_prefixes(
-                    content.get('state_dict', content), 'patch_embed.proj.weight'
-                )
+                hint = describe_prefixes(content.get('state_dict', content), self.image_layer)
                 raise CheckpointError(
                     f'{cfg["checkpoint"]}: no key begins with prefix={cfg["prefix"]!r}{hint}'
                 ) from None
@@ -522,27 +520,20 @@ class StagedBackbone(BaseModule, FittedBackbone):
         Raises:
             CheckpointError: If the channels differ and ``adapt_in_channels`` is False.
         """
-<<<<<<< HEAD
-        absent = [f'norm{i}' for i in range(len(self.layers)) if not hasattr(self, f'norm{i}')]
-        left_out = set()
-        own = self.state_dict(prefix=prefix)
-        for key in [key for key in state_dict if key.startswith(prefix)]:
-            plain = prefix + key[len(prefix) :].replace('_orig_mod.', '')
-            if key not in own and plain in own:  # a part of the net was compiled
-                state_dict[plain] = state_dict.pop(key)
-                continue
-            part = key[len(prefix) :].split('.')[0]
-=======
         built = len(self.layers)
         absent = [f'norm{i}' for i in range(self.num_stages) if not hasattr(self, f'norm{i}')]
         later = [f'layers.{i}' for i in range(built, self.num_stages)]
         if later:
             later.append(f'layers.{built - 1}.downsample')
         norms, stages = set(), set()
+        own = self.state_dict(prefix=prefix)
         for key in [key for key in state_dict if key.startswith(prefix)]:
             name = key[len(prefix) :]
+            plain = prefix + name.replace('_orig_mod.', '')
+            if key not in own and plain in own:  # a part of the net was compiled
+                state_dict[plain] = state_dict.pop(key)
+                continue
             part = name.split('.')[0]
->>>>>>> i13-backbone
             if part in self.classifier:
                 self.changes['tensor', 'of the classifier left out'] += 1
             elif part in MASKED_IMAGE:
