@@ -9,13 +9,15 @@ from focal_mm.cli.errors import one_line_errors
 
 def list_names() -> None:
     print(
-        f'{"name":29}{"backbone":18}{"arch":16}{"top-1":>5}{"params":>9}{"input":>6}  '
-        f'{"licence":12}file'
+        f'{"name":41}{"kind":12}{"arch":15}{"results":>11}{"params":>9}{"input":>6}  {"licence":12}'
+        f'{"file":19}config'
     )
     for entry in weights.list():
         _, there = weights.find(entry.name)
         state = (
-            'here'
+            'refused'
+            if entry.refused
+            else 'here'
             if there
             else 'for download'
             if entry.mirrors
@@ -23,9 +25,11 @@ def list_names() -> None:
             if entry.dead
             else 'never published'
         )
+        results = '/'.join(map(str, entry.results.values()))
+        params = f'{entry.params} M' if entry.params else ''
         print(
-            f'{entry.name:29}{entry.backbone:18}{entry.arch:16}{entry.top1 or "":>5}'
-            f'{entry.params:>7} M{entry.input_size:>6}  {entry.licence:12}{state}'
+            f'{entry.name:41}{entry.kind:12}{entry.arch:15}{results:>11}{params:>9}'
+            f'{entry.input_size:>6}  {entry.licence:12}{state:19}{entry.config or ""}'.rstrip()
         )
 
 
@@ -41,9 +45,19 @@ def verify() -> None:
 
 def where(name: str) -> None:
     path, there = weights.find(name)
+    entry = weights.ZOO[name]
     print(path if there else f'{path} (not there)')
-    for address in weights.ZOO[name].addresses or ['never published']:
-        print(f'  {address}')
+    for address in entry.addresses or ['never published']:
+        sha256 = entry.sha256.get(address)
+        print(f'  {address}' + (f' (sha256 {sha256})' if sha256 else ''))
+    results = ', '.join(f'{name} {value}' for name, value in entry.results.items())
+    print(f'{entry.kind} {entry.backbone} {entry.arch}' + (f': {results}' if results else ''))
+    if entry.options:
+        print(f'backbone options: {entry.options}')
+    if entry.config:
+        print(f'config: configs/{entry.config}')
+    if entry.refused:
+        print(f'refused: {entry.refused}')
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 from .formats import convert, read_checkpoint, recognise, trust
 from .loading import CheckpointError
-from .zoo import ZOO, Weights, fetch, find, register, verify
+from .published import ZOO, Weights
+from .zoo import fetch, find, register, verify
 from .zoo import list_weights as list  # read where it is used: weights.list()
 
 __all__ = [

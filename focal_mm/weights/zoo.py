@@ -7,192 +7,29 @@ order, in the folder ``$FOCAL_MM_WEIGHTS`` (if that is set, nothing is downloade
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.logging import print_log
+from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader
 from tqdm import tqdm
 
 from ..cache import cache_dir, whole_file
 from .formats import read_checkpoint
 from .loading import CheckpointError
+from .published import ZOO, Weights
 
-_GITHUB = 'https://github.com/microsoft/FocalNet/releases/download/v1.0.0/'
-_HUB = 'https://huggingface.co/'
-_PADDLE = 'https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/'
-# Microsoft's first home for the files; it no longer answers.
-_DEAD = 'https://projects4jw.blob.core.windows.net/'
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A published checkpoint.
-
-    Attributes:
-        name (str): The name after ``focal://``.
-        file (str): The authors' file name; it is also looked for with ``.pth``, ``.safetensors``
-            and ``.bin``.
-        backbone (str): Type of the backbone that it fits.
-        arch (str): Arch of that backbone.
-        params (float): Parameters of the ImageNet-1K classifier in millions, as the authors give
-            them, or counted if they don't.
-        top1 (float or None): ImageNet-1K top-1 accuracy in percent, as the authors give it.
-        mirrors (tuple[str]): Addresses, in the order in which they are tried.
-        dead (tuple[str]): Addresses that no longer answer; they are tried after the mirrors. If
-            there are neither mirrors nor these, the authors never published the file.
-        input_size (int): Side of the training images in pixels.
-        licence (str): Licence of the weights.
-    """
-
-    name: str
-    file: str
-    backbone: str
-    arch: str
-    params: float
-    top1: float | None
-    mirrors: tuple[str, ...] = ()
-    dead: tuple[str, ...] = ()
-    input_size: int = 224
-    licence: str = 'MIT'
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """All addresses in the order in which they are tried, with dead ones marked."""
-        return (*self.mirrors, *(f'{url} (dead)' for url in self.dead))
-
-
-def _focalnet(
-    arch: str,
-    params: float,
-    top1: float | None,
-    file: str | None = None,
-    hub: str | None = None,
-    timm: bool = True,
-    github: bool = True,
-    data: str = 'in1k',
-    input_size: int = 224,
-) -> Weights:
-    file = file or f'focalnet_{arch}.pth'
-    mirrors = [_GITHUB + file] if github else []
-    if hub:
-        mirrors.append(f'{_HUB}microsoft/focalnet-{hub}/resolve/main/pytorch_model.bin')
-    if timm:
-        mirrors.append(f'{_HUB}timm/focalnet_{arch}.ms_{data}/resolve/main/model.safetensors')
-    return Weights(
-        f'focalnet_{arch}_{data}',
-        file,
-        'FocalNet',
-        arch,
-        params,
-        top1,
-        tuple(mirrors),
-        (f'{_DEAD}focalnet/release/classification/{file}',),
-        input_size,
-    )
-
-
-def _focal_transformer(arch: str, params: float, top1: float, file: str) -> Weights:
-    return Weights(
-        f'focal_{arch}_in1k',
-        file,
-        'FocalTransformer',
-        arch,
-        params,
-        top1,
-        dead=(f'{_DEAD}model/focal-transformer/imagenet1k/{file}',),
-    )
-
-
-def _mixformer(arch: str, params: float, top1: float | None) -> Weights:
-    file = f'MixFormer_{arch.upper()}_pretrained.pdparams'
-    return Weights(
-        f'mixformer_{arch}_in1k',
-        file,
-        'MixFormer',
-        arch,
-        params,
-        top1,
-        (_PADDLE + file,),
-        licence='Apache-2.0',
-    )
-
-
-# Names, parameters and accuracies: README of microsoft/FocalNet and paper, Tables 1 and 13; README
-# of microsoft/Focal-Transformer; MixFormer's paper, Table 3.
-ZOO: dict[str, Weights] = {
-    weights.name: weights
-    for weights in (
-        _focalnet('tiny_srf', 28.4, 82.1, hub='tiny'),
-        _focalnet('tiny_lrf', 28.6, 82.3, hub='tiny-lrf'),
-        _focalnet('small_srf', 49.9, 83.4, hub='small'),
-        _focalnet('small_lrf', 50.3, 83.5, hub='small-lrf'),
-        _focalnet('base_srf', 88.1, 83.7, hub='base'),
-        _focalnet('base_lrf', 88.7, 83.9, hub='base-lrf'),
-        _focalnet('tiny_iso', 5.9, 74.1, 'focalnet_tiny_iso_16.pth', timm=False, github=False),
-        _focalnet('small_iso', 22.4, 80.9, 'focalnet_small_iso_16.pth', timm=False, github=False),
-        _focalnet('base_iso', 87.2, 82.4, 'focalnet_base_iso_16.pth', timm=False, github=False),
-        _focalnet(
-            'large_fl3', 207, None, 'focalnet_large_lrf_384.pth', data='in22k', input_size=384
-        ),
-        _focalnet(
-            'large_fl4', 207, None, 'focalnet_large_lrf_384_fl4.pth', data='in22k', input_size=384
-        ),
-        _focalnet(
-            'xlarge_fl3', 366, None, 'focalnet_xlarge_lrf_384.pth', data='in22k', input_size=384
-        ),
-        _focalnet(
-            'xlarge_fl4', 366, None, 'focalnet_xlarge_lrf_384_fl4.pth', data='in22k', input_size=384
-        ),
-        _focalnet('huge_fl3', 687, None, 'focalnet_huge_lrf_224.pth', github=False, data='in22k'),
-        _focalnet(
-            'huge_fl4', 689, None, 'focalnet_huge_lrf_224_fl4.pth', github=False, data='in22k'
-        ),
-        # Networks of Table 4 and networks like those of Table 3, whose weights are not published.
-        *(
-            Weights(
-                f'focalnet_{arch}_{data}',
-                f'focalnet_{arch}_{data}.pth',
-                'FocalNet',
-                arch,
-                params,
-                None,
-            )
-            for arch, data, params in (
-                ('base_srf', 'in22k', 88.1),
-                ('large_srf', 'in22k', 197.1),
-                ('tiny_lrf_deep', 'in1k', 25.5),
-                ('small_lrf_deep', 'in1k', 38.7),
-                ('base_lrf_deep', 'in1k', 85.8),
-            )
-        ),
-        # The largest network of the paper, whose weights are not published.
-        Weights(
-            'focal_large_in22k', 'focal_large_in22k.pth', 'FocalTransformer', 'large', 199.6, None
-        ),
-        _focal_transformer('tiny', 28.9, 82.2, 'focal-tiny-is224-ws7.pth'),
-        _focal_transformer('small', 51.1, 83.6, 'focal-small-is224-ws7.pth'),
-        _focal_transformer('base', 89.8, 84.0, 'focal-base-is224-ws7.pth'),
-        _focal_transformer('tiny_conv', 30.8, 82.7, 'focal-tiny-useconv-is224-ws7.pth'),
-        _focal_transformer('small_conv', 53.1, 83.8, 'focal-small-useconv-is224-ws7.pth'),
-        _focal_transformer('base_conv', 93.3, 84.2, 'focal-base-useconv-is224-ws7.pth'),
-        _focal_transformer('fast_tiny', 30.2, 82.4, 'focalv2-tiny-useconv-is224-ws7.pth'),
-        _focal_transformer('fast_small', 51.5, 83.6, 'focalv2-small-useconv-is224-ws7.pth'),
-        _focal_transformer('fast_base', 91.2, 84.0, 'focalv2-base-useconv-is224-ws7.pth'),
-        _mixformer('b1', 8, 78.9),
-        _mixformer('b2', 10, 80.0),
-        _mixformer('b3', 17, 81.7),
-        _mixformer('b4', 35, 83.0),
-        _mixformer('b6', 119.5, None),
-    )
-}
+# Parameters that are fitted to the network, so that their shapes say nothing about its arch.
+_FITTED = re.compile(r'focal_layers|pool_layers|relative_position|coord2rpb')
 
 
 def list_weights() -> list[Weights]:
@@ -216,7 +53,7 @@ def find(name: str) -> tuple[Path, bool]:
         near = get_close_matches(name, ZOO, n=3) or list(ZOO)
         raise ValueError(f'focal://{name}: no such weights; did you mean {", ".join(near)}?')
     path = _folder() / ZOO[name].file
-    for suffix in (path.suffix, '.pth', '.safetensors', '.bin'):
+    for suffix in (path.suffix, '.pth', '.safetensors', '.bin', '.pdparams'):
         if path.with_suffix(suffix).is_file():
             return path.with_suffix(suffix), True
     return path, False
@@ -225,7 +62,9 @@ def find(name: str) -> tuple[Path, bool]:
 def fetch(name: str) -> Path:
     """Return the file of published weights, and download it if it is not there.
 
-    The sha256 of a download is stored beside it (``FILE.sha256``) and checked at every later use.
+    A mirror's answer counts once it has been read as a checkpoint of the entry's network and, where
+    its hash is published, has that hash. The sha256 of a download is stored beside it
+    (``FILE.sha256``) and checked at every later use. Dead addresses are not opened.
 
     Args:
         name (str): A key of :data:`ZOO`.
@@ -235,35 +74,92 @@ def fetch(name: str) -> Path:
 
     Raises:
         ValueError: If no weights have this name.
-        CheckpointError: If the file can't be downloaded, or has changed since it was.
+        CheckpointError: If the file can't be downloaded, has changed since it was, or is of a
+            network that does not exist here.
     """
     path, there = find(name)
+    weights, offline = ZOO[name], os.environ.get('FOCAL_MM_WEIGHTS')
+    if weights.refused:
+        raise CheckpointError(f'focal://{name}: {weights.refused}')
     if there:
         _check(path)
         return path
-    weights, offline = ZOO[name], os.environ.get('FOCAL_MM_WEIGHTS')
     failures = []
-    for url in () if offline else (*weights.mirrors, *weights.dead):
-        candidate = path.with_suffix(Path(url).suffix)
+    for url in () if offline else weights.mirrors:
+        file = path.with_suffix(Path(urlparse(url).path).suffix)
         try:
-            _download(url, candidate)
-            return candidate
+            sha256 = _download(url, file, partial(_require, weights), weights.sha256.get(url))
         except OSError as error:
-            failures.append(f'{url} ({"dead: " if url in weights.dead else ""}{error})')
-    if offline:
-        tried = (
-            f'FOCAL_MM_WEIGHTS={offline} has no such file, and nothing is downloaded while '
-            f'it is set; mirrors: {", ".join(weights.addresses) or "none"}'
+            failures.append(f'{url} ({error})')
+        else:
+            _record(file).write_text(f'{sha256}  {file.name}\n')
+            return file
+    raise CheckpointError(f'focal://{name}: {_describe_missing(weights, path, failures)}')
+
+
+def _describe_missing(weights: Weights, path: Path, failures: list[str]) -> str:
+    """Return the reason why there is no file, and where a kept one goes."""
+    kept = f'put a file that you kept at {path}'
+    if offline := os.environ.get('FOCAL_MM_WEIGHTS'):
+        reason = (
+            f'FOCAL_MM_WEIGHTS={offline} has no such file, and nothing is downloaded while it is '
+            f'set; addresses: {", ".join(weights.addresses) or "none"}'
         )
     elif failures:
-        tried = f'mirrors: {"; ".join(failures)}'
+        reason = f'mirrors: {"; ".join(failures)}'
+    elif weights.dead:
+        reason = f"its authors' server is gone ({weights.dead[0]}), and no other copy is known"
+        sha256 = weights.sha256.get(weights.dead[0])
+        kept += f' (its sha256 is {sha256})' if sha256 else ' (its sha256 was not published)'
     else:
-        tried = 'its authors never published it'
-    raise CheckpointError(
-        f'focal://{name}: no {path.name} (nor .pth, .safetensors, .bin) in {path.parent}; {tried}. '
-        'Put the file there, or into a folder that FOCAL_MM_WEIGHTS names, or train without it '
+        reason, kept = 'its authors never published it', f'put a file of your own at {path}'
+        if weights.config:
+            reason += (
+                f'; configs/{weights.config} trains it, and --cfg-options '
+                'model.backbone.init_cfg.checkpoint=FILE model.backbone.init_cfg.prefix=backbone. '
+                'starts from the result'
+            )
+    return (
+        f'no {path.name} (nor .pth, .safetensors, .bin, .pdparams) in {path.parent}; {reason}; '
+        f'{kept}, or into a folder that FOCAL_MM_WEIGHTS names, or train without it '
         '(--from-scratch)'
     )
+
+
+def _require(weights: Weights, path: Path) -> None:
+    """Read a file as a checkpoint of these weights' network: family, arch and kind of model.
+
+    Raises:
+        CheckpointError: If it is none.
+    """
+    content = read_checkpoint(path)
+    state = content.get('state_dict', content) if isinstance(content, dict) else {}
+    with torch.device('meta'):
+        net = MODELS.get(weights.backbone)(arch=weights.arch, out_norm=False)
+    own = dict(net.named_parameters())
+    first = next(iter(own))
+    prefix = next((k.removesuffix(first) for k in state if f'.{k}'.endswith(f'.{first}')), None)
+    if prefix is None:
+        raise CheckpointError(f'no {weights.backbone}: it has {next(iter(state), "nothing")}')
+    if (prefix == '') != (weights.kind == 'classifier'):
+        found = f'a backbone behind {prefix!r}' if prefix else 'a classifier or a backbone'
+        raise CheckpointError(f'no {weights.kind}: it is {found}')
+    theirs = {k[len(prefix) :]: value for k, value in state.items() if k.startswith(prefix)}
+    other = f'no {weights.backbone} {weights.arch}'
+    blocks, expected = _blocks(theirs), _blocks(own)
+    if blocks != expected:
+        raise CheckpointError(f'{other}: it has {len(blocks)} blocks instead of {len(expected)}')
+    for key, value in own.items():
+        if not _FITTED.search(key):
+            shape = tuple(theirs[key].shape) if key in theirs else 'missing'
+            if shape != value.shape:
+                raise CheckpointError(f'{other}: {key} is {shape} instead of {tuple(value.shape)}')
+
+
+def _blocks(names: Iterable[str]) -> set[str]:
+    """Return the names of blocks, without what is in them."""
+    found = (re.match(r'layers\.\d+\.blocks\.\d+\.', name) for name in names)
+    return {match[0] for match in found if match}
 
 
 def verify() -> Iterator[tuple[Path, str]]:
@@ -306,45 +202,75 @@ def _check(path: Path) -> None:
         )
 
 
-def _download(url: str, path: Path) -> None:
-    """Download a file; ``path`` appears once it is complete.
+def _download(
+    url: str, path: Path, read: Callable[[Path], object], expected: str | None = None
+) -> str:
+    """Download a checkpoint; ``path`` appears once it is complete and has been read.
+
+    Not by ``torch.hub``: it waits forever for a server that has stopped sending.
+
+    Args:
+        url (str): Its address. Proxies are taken from the environment, as everywhere in Python.
+        path (Path): The new file.
+        read (Callable): Reads the file, or raises a CheckpointError.
+        expected (str, optional): Its published sha256.
+
+    Returns:
+        str: Its sha256.
 
     Raises:
-        OSError: If the download fails, or the address answers with a page instead of a file.
+        OSError: If the download fails, or is no such checkpoint.
     """
-    print_log(f'{url} -> {path}', logger='current')
-    sha256, size = hashlib.sha256(), 0
+    print_log(f'Downloading: "{url}" to {path}', logger='current')
+    sha256, request = hashlib.sha256(), Request(url, headers={'User-Agent': 'torch.hub'})
     with whole_file(path) as part:
         try:
-            with part.open('wb') as file, urlopen(url, timeout=20) as response:
-                if response.headers.get_content_type() == 'text/html':
-                    raise OSError('a page, no file')
+            with part.open('wb') as file, urlopen(request, timeout=20) as response:
                 total = int(response.headers.get('Content-Length') or 0)
-                with tqdm(total=total or None, unit='B', unit_scale=True, desc=path.name) as bar:
+                with tqdm(
+                    total=total or None,
+                    unit='B',
+                    unit_scale=True,
+                    desc=path.name,
+                    disable=not os.isatty(0),  # as mmengine's loader
+                ) as bar:
                     while chunk := response.read(1 << 20):
                         file.write(chunk)
                         sha256.update(chunk)
-                        size += len(chunk)
                         bar.update(len(chunk))
         except HTTPException as error:
             raise OSError(f'{type(error).__name__}: {error}') from error
+        size = part.stat().st_size
         if total and size != total:
             raise OSError(f'cut off after {size} of {total} bytes')
-        _record(path).write_text(f'{sha256.hexdigest()}  {path.name}\n')
+        if expected and sha256.hexdigest() != expected:
+            raise OSError(f'its sha256 is {sha256.hexdigest()}, not the published {expected}')
+        try:
+            read(part)
+        except CheckpointError as error:
+            reason = str(error).removeprefix(f'{part}: ').removesuffix('; get the file again')
+            raise OSError(f'{reason}{_first_line(part)}') from error
+    return sha256.hexdigest()
+
+
+def _first_line(path: Path) -> str:
+    """Return the start of a text, such as a page or an error in JSON, for an error message."""
+    with path.open('rb') as file:
+        line = file.read(60).split(b'\n')[0].strip()
+    text = line.decode('ascii', 'replace')
+    return f': {text!r}' if text.isprintable() and '\ufffd' not in text else ''
 
 
 def _fetch_url(url: str) -> Path:
-    digest = hashlib.sha256(url.encode()).hexdigest()[:8]  # many files are called model.bin
-    path = cache_dir() / 'weights' / f'{digest}-{Path(urlparse(url).path).name}'
-    if path.is_file():
-        _check(path)
-        return path
-    try:
-        _download(url, path)
-    except OSError as error:
-        raise CheckpointError(
-            f'{url}: {error}; download it elsewhere and name the local file instead'
-        ) from error
+    """Return the file of an address in torch's hub cache, where mmengine's own loader has it."""
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
+    if not path.is_file():
+        try:
+            _download(url, path, read_checkpoint)
+        except OSError as error:
+            raise CheckpointError(
+                f'{url}: {error}; download it elsewhere and name the local file instead'
+            ) from error
     return path
 
 
@@ -365,7 +291,10 @@ def load_from_zoo(filename: str, map_location: str | torch.device | None = None)
 
 
 def load_from_url(filename: str, map_location: str | torch.device | None = None) -> dict:
-    """Loader of addresses for mmengine that runs no code; see :func:`read_checkpoint`."""
+    """Loader of addresses for mmengine. As mmengine's own, it downloads to, and takes from, torch's
+    hub cache, the first process first; but it runs no code (:func:`read_checkpoint`), and keeps no
+    broken download.
+    """
     return _load(_fetch_url, filename, map_location)
 
 
