@@ -1,0 +1,15 @@
+"""The command ``focal-mm``."""
+
+from . import weights
+from .arguments import ArgumentParser
+from .errors import one_line_errors
+
+
+def main() -> None:
+    """Run the subcommand that the command line names."""
+    parser = ArgumentParser(prog='focal-mm', description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    weights.add_arguments(commands.add_parser('weights', help=weights.__doc__))
+    args = parser.parse_args()
+    with one_line_errors():
+        args.run(args)
