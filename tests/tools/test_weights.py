@@ -81,19 +81,38 @@ def test_list_shows_every_name_and_where_its_file_is(tool, folder):
     _, (_, *lines), _ = tool('weights.py', 'list')
     states = {line.split()[0]: line for line in lines}
     assert states.keys() == ZOO.keys()
-    assert states[NAME].endswith('here')
-    assert states['mixformer_b1_in1k'].endswith('for download')
-    assert states['focal_tiny_in1k'].endswith('only dead mirrors')
+    assert states[NAME].split()[-2:] == ['here', 'imagenet/focalnet_t.py']
+    assert 'for download' in states['mixformer_b1_in1k']
+    assert 'only dead mirrors' in states['focal_tiny_in1k']
     assert states['focalnet_tiny_lrf_deep_in1k'].endswith('never published')
+    assert states['ppyoloe_plus_focalnet_tiny_lrf_36e_coco'].endswith('refused')
+    detector = states['sparse_rcnn_focalnet_tiny_lrf_3x_coco'].split()
+    assert {'detector', '49.9', 'sparse_rcnn/focalnet_t_3x.py'} <= {*detector}
 
 
-def test_where_shows_the_path_and_the_mirrors(tool, folder):
-    path = folder / ZOO[NAME].file
-    _, (first, *mirrors), _ = tool('weights.py', 'where', NAME)
+def test_where_shows_the_path_the_mirrors_and_the_config(tool, folder):
+    path, entry = folder / ZOO[NAME].file, ZOO[NAME]
+    _, (first, *lines), _ = tool('weights.py', 'where', NAME)
     assert first == f'{path} (not there)'
-    assert [line.strip() for line in mirrors] == [*ZOO[NAME].mirrors, f'{ZOO[NAME].dead[0]} (dead)']
+    assert [line.split()[0] for line in lines[: len(entry.addresses)]] == [
+        *entry.mirrors,
+        *entry.dead,
+    ]
+    assert f'  {entry.mirrors[1]} (sha256 {entry.sha256[entry.mirrors[1]]})' in lines
+    assert f'  {entry.dead[0]} (dead)' in lines
+    assert lines[-2:] == [
+        'classifier FocalNet tiny_lrf: top-1 82.3',
+        'config: configs/imagenet/focalnet_t.py',
+    ]
     path.touch()
     assert tool('weights.py', 'where', NAME)[1][0] == str(path)
+
+
+def test_where_shows_the_options_of_a_file_and_why_one_is_refused(tool):
+    _, lines, _ = tool('weights.py', 'where', 'dino_focalnet_large_fl4_4scale_12e_coco')
+    assert "backbone options: {'normalize_modulator': False}" in lines
+    _, lines, _ = tool('weights.py', 'where', 'ppyoloe_plus_focalnet_tiny_lrf_36e_coco')
+    assert lines[-1].startswith('refused: a PP-YOLOE+')
 
 
 def test_fetch_prints_the_file(tool, folder):

@@ -1,0 +1,3 @@
+_base_ = './focal_s_conv.py'
+
+model = dict(backbone=dict(arch='fast_small'))

@@ -1,0 +1,3 @@
+_base_ = './focal_t.py'
+
+model = dict(backbone=dict(arch='tiny_conv'))

@@ -1,0 +1,3 @@
+_base_ = './mixformer_b5.py'
+
+model = dict(backbone=dict(arch='b6'))
