@@ -1600,6 +1600,51 @@ def test_weights_of_three_channels_are_adapted_by_an_option(name, channels, load
     assert_close(again.state_dict(), own.state_dict(), atol=0)
 
 
+@staged_net
+def test_weights_of_three_channels_are_no_weights_of_two(name, file):
+    with pytest.raises(CheckpointError, match='3 image channels cannot be adapted to 2'):
+        load_checkpoint(build(name, in_channels=2, adapt_in_channels=True), file(build(name)))
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(arch=5),
+        dict(arch=None),
+        dict(arch=dict(embed_dims=16)),
+        dict(depths=()),
+        dict(depths=(1, 1.5)),
+        dict(embed_dims='16'),
+        dict(patch_size=(4, 4)),
+        dict(patch_size=0),
+        dict(in_channels=0),
+        dict(drop_path_rate=1.5),
+        dict(drop_path_rate=(0, 0.1)),
+        dict(frozen_stages=(0, 1)),
+        dict(frozen_stages=9),
+        dict(out_indices={1: 1}),
+    ],
+    ids=str,
+)
+@leading_net
+def test_value_of_a_wrong_type_or_range_is_named_in_one_line(name, arguments):
+    argument = next(iter(arguments))
+    with pytest.raises(ValueError, match=argument) as error:
+        build(name, **arguments)
+    assert '\n' not in str(error.value)
+
+
+@leading_net
+def test_further_stages_double_the_channels(name):
+    net = build_deep(name, depths=(1,) * 5)
+    maps = net(images(1, 64, 64))
+    channels = net.num_features[0]
+    assert net.num_features == tuple(channels * 2**i for i in range(5))
+    assert [m.shape[1:] for m in maps] == [
+        (channels * 2**i, -(-16 // 2**i), -(-16 // 2**i)) for i in range(5)
+    ]
+
+
 # ---- which maps are returned -------------------------------------------------------------------
 
 
@@ -1674,6 +1719,22 @@ def test_unread_maps_leave_training_as_it_is(name):
         )
     net(x)[1].sum().backward()
     assert len(seen) == len(list(net.parameters()))
+
+
+@pytest.mark.filterwarnings('ignore::FutureWarning')
+@leading_net
+def test_transforms_give_the_gradients_of_autograd_in_training(name):
+    net, x = build(name, **fixed_statistics(name)).train(), images(2)
+    weights = {key: value.detach() for key, value in net.named_parameters()}
+
+    def loss(w: dict[str, Tensor], image: Tensor) -> Tensor:
+        return total(functional_call(net, w, (image[None],))[:1])
+
+    ours = vmap(grad(loss), in_dims=(None, 0))(weights, x)
+    expected = zip(*(gradients(lambda x: net(x)[:1], net, image[None]) for image in x))
+    assert_close(list(ours.values()), [torch.stack(g) for g in expected])
+    tangents = jvp(net, (x,), (torch.ones_like(x),))[1]
+    assert_close(tangents, jvp(net.eval(), (x,), (torch.ones_like(x),))[1])
 
 
 @leading_net
