@@ -38,7 +38,7 @@ class FocalDINO(DINO, FittedModule):
             CheckpointError: If the checkpoint embeds boxes in more features.
         """
         key = f'{prefix}decoder.ref_point_head.layers.0.weight'
-        columns = self.decoder.ref_point_head.layers[0].in_features
+        columns = self.state_dict()['decoder.ref_point_head.layers.0.weight'].shape[1]
         if key in state_dict and state_dict[key].shape[1] != columns:
             if state_dict[key].shape[1] > columns:
                 raise CheckpointError(

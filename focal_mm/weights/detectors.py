@@ -137,22 +137,35 @@ def from_focalnet_dino(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def _refuse(detector: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+
+    def refuse(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise CheckpointError(
+            f'{detector} of PaddleDetection, another detector than any in mmdet: run it there, or '
+            'take the FocalNet that it started from'
+        )
+
+    return refuse
+
+
 class Origin(NamedTuple):
     """Layout of another author's detector.
 
     Attributes:
         marks (tuple[str]): Names by which its state dict is recognized, all of them.
-        convert (Callable): Renames it to mmdet's names.
+        convert (Callable): Renames a state dict to mmdet's names, or raises a CheckpointError
+            for a detector that mmdet does not have.
     """
 
     marks: tuple[str, ...]
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
+_BACKBONE = 'layers.0.blocks.0.modulation.f.weight'
 ORIGINS = {
-    'detrex DINO FocalNet': Origin(
+    'detrex DINO': Origin(
         (
-            'backbone.layers.0.blocks.0.modulation.f.weight',
+            f'backbone.{_BACKBONE}',
             'transformer.decoder.layers.0.attentions.0.attn.in_proj_weight',
             'class_embed.0.weight',
             'label_enc.weight',
@@ -161,11 +174,24 @@ ORIGINS = {
     ),
     'FocalNet-DINO': Origin(
         (
-            'backbone.0.layers.0.blocks.0.modulation.f.weight',
+            f'backbone.0.{_BACKBONE}',
             'transformer.decoder.layers.0.self_attn.in_proj_weight',
             'transformer.enc_out_class_embed.weight',
             'label_enc.weight',
         ),
         from_focalnet_dino,
     ),
+    'PP-YOLOE+': Origin(
+        (f'backbone.{_BACKBONE}', 'yolo_head.pred_cls.0.weight'),
+        _refuse('PP-YOLOE+'),
+    ),
+    'RT-DETR or DINO': Origin(
+        (f'backbone.{_BACKBONE}', 'transformer.enc_score_head.weight'),
+        _refuse('RT-DETR or DINO'),
+    ),
 }
+
+
+def identify_detector(names: set[str]) -> str | None:
+    """Return the key of :data:`ORIGINS` for the names of a state dict, or None."""
+    return next((key for key, value in ORIGINS.items() if names.issuperset(value.marks)), None)
