@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..cache import whole_file
 from . import unpickling
+from .detectors import ORIGINS, identify_detector
 from .loading import CheckpointError, plain_name, remember
-from .paddle import read_pdparams, to_torch
+from .paddle import is_paddle, read_pdparams, to_torch
 from .unpickling import RefusedError
 
 # Keys that identify the origin of a file. In a detector they start with 'backbone.'.
@@ -91,15 +92,22 @@ def recognise(state_dict: dict[str, Tensor]) -> str | None:
 
     Returns:
         str or None: ``'official FocalNet'``, ``'official Focal Transformer'``, ``'official Focal
-        Transformer v2'``, ``'timm FocalNet'``, ``'Hugging Face FocalNet'``, ``'Paddle MixFormer'``
-        or ``'PyTorch MixFormer'``; followed by ``' in an mmdet detector'``, ``' in an mmseg
-        segmentor'`` or ``' in a larger model'`` if it is a part of one. None for any other names.
+        Transformer v2'``, ``'timm FocalNet'``, ``'Hugging Face FocalNet'``, ``'Paddle FocalNet'``,
+        ``'Paddle MixFormer'`` or ``'PyTorch MixFormer'``; followed by ``' in an mmdet detector'``,
+        ``' in an mmseg segmentor'`` or ``' in a larger model'`` if it is a part of one. A key of
+        :data:`~focal_mm.weights.detectors.ORIGINS` for a detector with other names than mmdet's.
+        None for any other names.
     """
     names = set(map(_name, state_dict))
+    detector = identify_detector(names)
+    if detector:
+        return detector
     found = _identify(names)
     if found is None:
         return None
     origin, prefix = found
+    if origin == 'official FocalNet' and is_paddle(state_dict):  # the names are the same
+        origin = 'Paddle FocalNet'
     if prefix in ('', 'focalnet.'):
         return origin
     parts = {name.split('.')[0] for name in names}
@@ -115,9 +123,16 @@ def to_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     and compiled models put into names; names that are none of our families' stay.
 
     timm writes linear layers as 1x1 convolutions; all but ``modulation.h``, which is one in the
-    official code too, become (out, in) again.
+    official code too, become (out, in) again. Detectors of other authors get mmdet's names.
+
+    Raises:
+        CheckpointError: If it is a detector that mmdet does not have.
     """
-    found = _identify(set(map(_name, state_dict)))
+    plain = {_name(key): value for key, value in state_dict.items()}
+    detector = identify_detector(set(plain))
+    if detector:
+        return ORIGINS[detector].convert(plain)
+    found = _identify(set(plain))
     if found is None:
         return to_torch(state_dict)
     origin, prefix = found
