@@ -514,6 +514,16 @@ def test_index_gives_the_papers_figures(folder):
         assert model['Metadata'].get('FLOPs (G)') == row.get('flops_G')
 
 
+@pytest.mark.parametrize('entry', [e for e in ZOO.values() if e.options], ids=lambda e: e.name)
+def test_backbone_has_the_options_of_its_published_file(entry):
+    """A file has no trace of them, so that another value would only show in the results."""
+    with torch.device('meta'):
+        net = MODELS.build(dict(load(entry.config).model.backbone, init_cfg=None))
+    for stage in net.layers:
+        for block in stage.blocks:
+            assert {key: getattr(block.modulation, key) for key in entry.options} == entry.options
+
+
 def test_index_names_the_published_weights_of_classifiers():
     index = yaml.safe_load((ROOT / 'configs/imagenet/metafile.yml').read_text())
     given = {model['Config']: model['Weights'] for model in index['Models'] if 'Weights' in model}
