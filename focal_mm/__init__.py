@@ -24,10 +24,10 @@ from .compat import versions
 versions.require_stack()
 compat.install()
 
-from . import backbones, config, heads, kernels, weights  # noqa: E402
+from . import backbones, config, heads, kernels, registry, weights  # noqa: E402
 
+registry.register_in_root(*(getattr(backbones, name) for name in backbones.__all__))
 config.register_configs()
-heads.register()
 weights.register()
 
 __version__ = '0.1.0'

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from mmcv.cnn import build_norm_layer
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..kernels.window_plans import add_spare_windows, pad_to_multiple, roll
+from ..registry import MODELS
 from .base import Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, per_stage, resolve_arch
 from .focal_attention import FocalAttention, MultiLevelAttention, NearestAttention, SubWindowPool
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from mmcv.cnn import build_norm_layer
-from mmengine.registry import MODELS
 from torch import Tensor
 
+from ..registry import MODELS
 from .base import Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, per_stage, resolve_arch
 from .focal_modulation import MODULATIONS, FocalModulation
 from .folding import require_eval

@@ -11,12 +11,12 @@ import numpy as np
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..kernels.linear import PatchConv2d
 from ..kernels.window_plans import pad_to_multiple, roll
+from ..registry import MODELS
 from .base import Mlp, Stage, StagedBackbone, fix_statistics, per_stage, resolve_arch
 from .folding import fold_after, fold_before, require_eval
 from .mixing_attention import MixingAttention, SuccessiveAttention, WindowAttentionBlock

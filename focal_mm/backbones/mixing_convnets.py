@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..registry import MODELS
 from ..weights.loading import FittedBackbone
 from .base import Mlp, Stage, fix_statistics
 from .mixformer import ConvMerging, MixingAttention, MixingBlock
