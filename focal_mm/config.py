@@ -32,8 +32,9 @@ def register_configs() -> None:
     mmengine knows this notation for its own packages from a table, which is not enough: it needs
     ``.mim`` inside the package, which a source tree does not have; it makes the package the
     registry scope of every inherited dict, but the models in these dicts are mmdet's and others';
-    and ``Config.fromfile`` takes no such name at all. Therefore the three functions are wrapped. They pass on every other name,
-    and ``Config.fromfile`` also takes names of other packages. Calling again changes nothing.
+    and ``Config.fromfile`` takes no such name at all. Therefore the three functions are wrapped.
+    They pass on every other name, and ``Config.fromfile`` also takes names of other packages.
+    Calling again changes nothing.
     """
     if 'focal_mm' in MODULE2PACKAGE:
         return
