@@ -1,20 +1,44 @@
 """FocalNet, Focal Transformer and MixFormer as backbones for mmdet 3, mmseg 1 and mmpretrain 1.
 
 ``import focal_mm``, or ``custom_imports = dict(imports=['focal_mm'])`` in a config, changes the
-following in the process:
+following in the process, and nothing else (docs/import.md says what each is for):
 
-- mmengine's registry ``MODELS`` builds the backbones ``FocalNet``, ``FocalTransformer``,
-  ``MixFormer``, ``MixingResNet`` and ``MixingMobileNetV2`` from every scope, and the classes of
-  :mod:`focal_mm.heads`: ``TokenClsHead``, ``BiFPN``, ``RepPointsV2Head``, ``SeparateFocalLoss``.
-- Where mmcv has no compiled ops, ``mmcv._ext`` is :mod:`focal_mm.compat.mmcv_ops`.
-- Where they are not installed, ``panopticapi`` and ``xtcocotools`` are the modules of these names
-  in :mod:`focal_mm.compat`.
-- mmengine's ``CheckpointLoader`` takes ``focal://NAME``, and reads files and addresses without
-  running code that they contain.
-- mmengine's ``Config.fromfile``, ``_base_`` and ``hub.get_config`` take ``focal_mm::PATH``, and
-  ``Config.fromfile`` also ``mmdet::PATH`` and the like.
+Names in configs
+    The backbones ``FocalNet``, ``FocalTransformer``, ``MixFormer``, ``MixingResNet`` and
+    ``MixingMobileNetV2`` are in mmengine's root registry ``MODELS``. A class that a project
+    registers under one of these names has the name instead; ``Registry._register_module`` is
+    wrapped to see to that, and warns. A child registry of scope ``focal_mm`` has the backbones and
+    the classes of :mod:`focal_mm.heads`: ``focal_mm.FocalNet``, ``focal_mm.TokenClsHead``,
+    ``focal_mm.FocalDINO``, ``focal_mm.BiFPN``, ``focal_mm.RepPointsV2Head``,
+    ``focal_mm.SeparateFocalLoss``. ``OPTIM_WRAPPER_CONSTRUCTORS`` has
+    ``FocalLearningRateDecayOptimizerConstructor``.
 
-mmdet, mmseg, mmpretrain, mmcv.ops and torchvision are not imported.
+Missing packages
+    Where mmcv has no compiled ops, ``mmcv._ext`` is :mod:`focal_mm.compat.mmcv_ops`. Where they are
+    not installed, ``panopticapi`` (with ``utils`` and ``evaluation``) and ``xtcocotools`` (with
+    ``coco``, ``cocoeval`` and ``mask``) are the modules of these names in :mod:`focal_mm.compat`.
+    Modules that were imported before, and went on without one of these, import it again.
+
+Checkpoints
+    mmengine's ``CheckpointLoader`` takes ``focal://`` names, and reads files and addresses
+    (``http://``, ``https://``) without running code that they contain: a file that names anything
+    but plain data is refused, unless ``FOCAL_MM_TRUST`` names it (:func:`focal_mm.weights.trust`).
+
+Names of configs
+    mmengine's ``Config.fromfile``, ``Config._get_cfg_path`` (for ``_base_``) and ``hub.get_config``
+    are wrapped to take ``focal_mm::PATH``; ``Config.fromfile`` also takes ``mmdet::PATH`` and the
+    like. mmengine's table ``MODULE2PACKAGE``, also called ``PKG2PROJECT``, has the entries
+    ``focal_mm`` and, where it is installed, ``mmseg``.
+
+mmpretrain
+    ``list_models``, ``get_model`` and ``inference_model`` know our classifiers by name: now if
+    mmpretrain is imported, else by an entry in ``sys.meta_path`` that waits for it.
+
+PyTorch
+    There is an operator ``torch.ops.focal_mm.depthwise_weight_gradient``.
+
+mmdet, mmseg, mmpretrain, mmcv.ops and torchvision are not imported, unless a module was imported
+before and went on without the ops.
 """
 
 from . import compat
@@ -24,10 +48,17 @@ from .compat import versions
 versions.require_stack()
 compat.install()
 
-from . import backbones, config, heads, kernels, weights  # noqa: E402
+from . import backbones, config, heads, kernels, model_hub, registry, weights  # noqa: E402
 
+registry.register_in_root(
+    backbones.FocalNet,
+    backbones.FocalTransformer,
+    backbones.MixFormer,
+    backbones.MixingResNet,
+    backbones.MixingMobileNetV2,
+)
 config.register_configs()
-heads.register()
+model_hub.register()
 weights.register()
 
 __version__ = '0.1.0'

@@ -31,9 +31,10 @@ def register_configs() -> None:
     The names are then accepted by ``Config.fromfile``, ``_base_`` and ``mmengine.hub.get_config``.
     mmengine knows this notation for its own packages from a table, which is not enough: it needs
     ``.mim`` inside the package, which a source tree does not have; it makes the package the
-    registry scope of every inherited dict, and focal_mm has no scope; and ``Config.fromfile`` takes
-    no such name at all. Therefore the three functions are wrapped. They pass on every other name,
-    and ``Config.fromfile`` also takes names of other packages. Calling again changes nothing.
+    registry scope of every inherited dict, but the models in these dicts are mmdet's and others';
+    and ``Config.fromfile`` takes no such name at all. Therefore the three functions are wrapped.
+    They pass on every other name, and ``Config.fromfile`` also takes names of other packages.
+    Calling again changes nothing.
     """
     if 'focal_mm' in MODULE2PACKAGE:
         return
@@ -50,7 +51,7 @@ def register_configs() -> None:
 
     @wraps(fromfile)
     def fromfile_or_package(filename: str | Path, *args: Any, **kwargs: Any) -> Config:
-        if '::' in str(filename):
+        if '::' in str(filename) and not Path(filename).is_file():
             filename, _ = path_of_base(str(filename), '')
         return fromfile(filename, *args, **kwargs)
 

@@ -41,7 +41,7 @@ def test_import_without_a_stack_says_in_one_line_what_to_install(tmp_path):
     )
     assert result.returncode == 1
     message = result.stderr.splitlines()[-1]
-    assert message.startswith('ImportError: focal_mm needs mmengine 0.10 or later')
+    assert message.startswith('RuntimeError: focal_mm needs mmengine 0.10 or later')
     assert 'pip install "focal-mm[' in message
 
 

@@ -18,7 +18,7 @@ model = dict(
     ),
     backbone=dict(out_indices=(1, 2, 3), **_base_.pop('backbone')),
     neck=dict(
-        type='BiFPN',
+        type='focal_mm.BiFPN',
         in_channels=[192, 384, 768],
         out_channels=256,
         num_outs=5,
@@ -26,7 +26,7 @@ model = dict(
         norm_cfg=norm_cfg,
     ),
     bbox_head=dict(
-        type='RepPointsV2Head',
+        type='focal_mm.RepPointsV2Head',
         num_classes=80,
         in_channels=256,
         feat_channels=256,
@@ -45,7 +45,7 @@ model = dict(
         loss_bbox_refine=dict(type='GIoULoss', loss_weight=2.0),
         loss_heatmap=dict(type='GaussianFocalLoss', alpha=2.0, gamma=4.0, loss_weight=0.25),
         loss_offset=dict(type='SmoothL1Loss', beta=1 / 9, loss_weight=1.0),
-        loss_sem=dict(type='SeparateFocalLoss', gamma=2.0, alpha=0.25, loss_weight=0.1),
+        loss_sem=dict(type='focal_mm.SeparateFocalLoss', gamma=2.0, alpha=0.25, loss_weight=0.1),
     ),
     train_cfg=dict(
         init=dict(

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..kernels.window_plans import add_spare_windows, pad_to_multiple, roll
+from ..registry import MODELS
 from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
 from .base import Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm
 from .focal_attention import FocalAttention, MultiLevelAttention, NearestAttention, SubWindowPool

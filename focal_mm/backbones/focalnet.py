@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor
 
+from ..registry import MODELS
 from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
 from .base import MapNorm, Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm
 from .focal_modulation import MODULATIONS, FocalModulation

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 from mmcv.cnn import build_activation_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..kernels.linear import PatchConv2d
 from ..kernels.window_plans import pad_to_multiple, roll
+from ..registry import MODELS
 from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
 from .base import Mlp, Stage, StagedBackbone, build_norm
 from .folding import fold_after, fold_before, require_eval

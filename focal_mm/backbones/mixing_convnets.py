@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..registry import MODELS
 from ..weights.loading import FittedBackbone
 from .arguments import drop_path_rates, stage_indices
 from .base import Mlp, Stage, fix_statistics, tie_maps

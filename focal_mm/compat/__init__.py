@@ -4,11 +4,13 @@
 - ``panopticapi``, which is not on PyPI.
 - ``xtcocotools``, whose wheels do not load beside numpy 2.
 
-:func:`install` puts them into ``sys.modules``. A package that is installed is left alone.
+:func:`install` puts them into ``sys.modules``. A package that is installed is left alone. A module
+that was imported before, and wrapped the import of such a package in ``try``, tries again.
 """
 
 import ast
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.machinery import ModuleSpec
@@ -18,6 +20,9 @@ from types import ModuleType
 from typing import Any
 
 __all__ = ['STAND_INS', 'StandIn', 'install']
+
+# In an `import` of the ops, their package takes the place of the extension.
+_IMPORTED_AS = {'mmcv._ext': 'mmcv.ops'}
 
 # For each package: the module here that replaces it, and the submodules of the package that are
 # imported by name. The one module has the contents of all of them.
@@ -54,18 +59,13 @@ class StandIn(ModuleType):
 def install() -> list[str]:
     """Put a stand-in under the name of each package of :data:`STAND_INS` that is missing.
 
-    Nothing is imported until a stand-in is used. Calling again changes nothing.
+    Nothing is imported until a stand-in is used, unless a module tries again; see
+    :func:`_try_again`. Calling again changes nothing.
 
     Returns:
         list[str]: The packages that are stand-ins now.
-
-    Raises:
-        ImportError: If an OpenMMLab module was imported first and has put placeholders in place of
-            the ops that it did not find. Nothing is installed then.
     """
     missing = [name for name in STAND_INS if _is_missing(name)]
-    if 'mmcv._ext' in missing:
-        _refuse_lost_ops()
     for name in missing:
         source, submodules = STAND_INS[name]
         package = sys.modules[name] = StandIn(name, source)
@@ -73,6 +73,8 @@ def install() -> list[str]:
             path = f'{name}.{submodule}'
             sys.modules[path] = StandIn(path, source)
             setattr(package, submodule, sys.modules[path])
+    if missing:
+        _try_again([_IMPORTED_AS.get(name, name) for name in missing])
     return [name for name in STAND_INS if isinstance(sys.modules.get(name), StandIn)]
 
 
@@ -86,33 +88,73 @@ def _is_missing(name: str) -> bool:
         return False
 
 
-def _refuse_lost_ops() -> None:
-    """Raise an ImportError if a loaded OpenMMLab module failed to import an op and went on.
+def _try_again(packages: list[str]) -> None:
+    """Repeat the imports of packages that failed in the modules that are loaded.
 
-    Such a module holds None in place of the op, or a function or class of its own that raises
-    when it is used.
+    Each such module holds None in place of what it imports, or a function or class of its own that
+    raises when it is used. Other modules may hold the same object; they get the import too.
+
+    Args:
+        packages (list[str]): Packages that could not be imported until now.
     """
-    for module in [m for name, m in sys.modules.items() if name.startswith('mm')]:
-        for op, name in _guarded_ops(module):
-            held = vars(module).get(name, ...)
-            if held is None or getattr(held, '__module__', None) == module.__name__:
-                raise ImportError(
-                    f'{module.__name__} was imported before focal_mm and has given up on {op}: '
-                    'import focal_mm first, ahead of mmdet, mmseg and mmpretrain, or use '
-                    "focal_mm's tools/train.py and tools/test.py"
-                )
+    imported: dict[int, tuple[Any, Any]] = {}  # by id: a function or class, and what replaces it
+    for module in [m for name, m in sys.modules.items() if _may_use_mmcv(name, m)]:
+        for guard in _guards(module, packages):
+            before = dict(vars(module))
+            try:
+                exec(compile(guard, str(module.__file__), 'exec'), vars(module))
+            except ImportError:  # the stand-in lacks it as well
+                continue
+            for name, held in before.items():
+                own = getattr(held, '__module__', None) == module.__name__
+                if own and held is not vars(module)[name]:
+                    imported[id(held)] = held, vars(module)[name]
+    for module in list(sys.modules.values()) if imported else ():
+        for name, held in list(getattr(module, '__dict__', {}).items()):
+            if id(held) in imported:
+                setattr(module, name, imported[id(held)][1])
+    derived: type
+    for placeholder in [held for held, _ in imported.values() if isinstance(held, type)]:
+        for derived in placeholder.__subclasses__():
+            warnings.warn(
+                f'{derived.__module__}.{derived.__qualname__} will not work, because '
+                f'{placeholder.__qualname__} could not be imported when it was defined: import '
+                f'focal_mm before {derived.__module__}',
+                stacklevel=4,
+            )
 
 
-def _guarded_ops(module: ModuleType) -> Iterator[tuple[str, str]]:
-    """Yield each op that a module imports inside ``try``, with its name in the module."""
+def _may_use_mmcv(name: str, module: ModuleType) -> bool:
+    """Return whether a module is OpenMMLab's or part of a project, and is completely imported.
+
+    Reading the source of every module takes 2 s the first time.
+    """
+    top = name.partition('.')[0]
     path = Path(getattr(module, '__file__', None) or '')
-    source = path.read_text(encoding='utf-8') if path.suffix == '.py' and path.is_file() else ''
-    if 'mmcv.ops' not in source:
+    return (
+        path.suffix == '.py'
+        and (top.startswith('mm') or {'site-packages', 'dist-packages'}.isdisjoint(path.parts))
+        and top not in sys.stdlib_module_names | {'__main__', 'focal_mm'}
+        and not getattr(module.__spec__, '_initializing', False)
+    )
+
+
+def _guards(module: ModuleType, packages: list[str]) -> Iterator[ast.Module]:
+    """Yield what stands in each ``try`` of a module that imports one of some packages."""
+    path = Path(str(module.__file__))
+    source = path.read_text(encoding='utf-8') if path.is_file() else ''
+    if not any(package in source for package in packages):
         return
-    for guard in ast.parse(source).body:
-        for node in guard.body if isinstance(guard, ast.Try) else ():
-            if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('mmcv.ops'):
-                yield from (
-                    (f'{node.module}.{alias.name}', alias.asname or alias.name)
-                    for alias in node.names
-                )
+    for guard in [node for node in ast.parse(source).body if isinstance(node, ast.Try)]:
+        names = [name for node in guard.body for name in _imported_by(node)]
+        if any(f'{name}.'.startswith(f'{package}.') for name in names for package in packages):
+            yield ast.Module(guard.body, type_ignores=[])
+
+
+def _imported_by(node: ast.stmt) -> list[str]:
+    """Return the full names of what a statement imports; none if it is no import."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and not node.level:
+        return [f'{node.module}.{alias.name}' for alias in node.names]
+    return []

@@ -17,12 +17,13 @@ _STACK = {
 
 
 def require_stack() -> None:
-    """Raise an ImportError unless mmengine and mmcv are there and no package is too old.
+    """Raise an error unless mmengine and mmcv are there and no package is too old.
 
     Warns if two packages have written to the same folder, such as mmcv and mmcv-lite.
 
     Raises:
-        ImportError: In one line, with the command that installs the missing package.
+        RuntimeError: In one line, with the command that installs the missing package. mmengine
+            replaces an ImportError of ``custom_imports`` by advice on PYTHONPATH.
     """
     found = {
         module: [name for name in packages if _version(name)]
@@ -54,7 +55,7 @@ def require_stack() -> None:
             continue
         if version is None or _numbers(version) < _numbers(oldest):
             state = f'{version} is' if version else 'none is'
-            raise ImportError(
+            raise RuntimeError(
                 f'focal_mm needs {module} {oldest} or later, and {state} installed: '
                 f'pip install "focal-mm[{"openmmlab" if stock else "onedl"}]"'
             )

@@ -1,14 +1,13 @@
-"""Heads, necks and losses that mmpretrain and mmdet lack.
+"""Heads, necks and losses that mmpretrain and mmdet lack: ``type='focal_mm.NAME'`` in a config.
 
-They subclass classes of these libraries, which are slow to import. So :func:`register` imports
-none of the modules here: mmengine's registry imports a module when one of its classes is built.
+They subclass classes of these libraries, which are slow to import and may be missing. Therefore a
+function is registered for each, which imports the class when one is built.
 """
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from mmengine.registry import MODELS
+from ..registry import MODELS
 
 CLASSES = {
     'classifier': ('TokenClsHead',),
@@ -17,16 +16,13 @@ CLASSES = {
 }
 
 
-def register() -> None:
-    """Register a function that builds each class of :data:`CLASSES` under the name of the class."""
-    for module, names in CLASSES.items():
-        for name in names:
-            MODELS.register_module(name, module=_builder(f'{__name__}.{module}', name))
+def _register(module: str, name: str) -> None:
 
-
-def _builder(module: str, name: str) -> Callable[..., Any]:
-
+    @MODELS.register_module(name)
     def build(*args: Any, **kwargs: Any) -> Any:
         return getattr(import_module(module), name)(*args, **kwargs)
 
-    return build
+
+for _module, _names in CLASSES.items():
+    for _name in _names:
+        _register(f'{__name__}.{_module}', _name)

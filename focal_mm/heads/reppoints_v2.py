@@ -243,7 +243,9 @@ class RepPointsV2Head(RepPointsHead):
         loss_bbox_refine: dict = dict(type='GIoULoss', loss_weight=2.0),
         loss_heatmap: dict = dict(type='GaussianFocalLoss', alpha=2.0, gamma=4.0, loss_weight=0.25),
         loss_offset: dict = dict(type='SmoothL1Loss', beta=1 / 9, loss_weight=1.0),
-        loss_sem: dict = dict(type='SeparateFocalLoss', gamma=2.0, alpha=0.25, loss_weight=0.1),
+        loss_sem: dict = dict(
+            type='focal_mm.SeparateFocalLoss', gamma=2.0, alpha=0.25, loss_weight=0.1
+        ),
         **kwargs: Any,
     ) -> None:
         self.shared_stacked_convs = shared_stacked_convs

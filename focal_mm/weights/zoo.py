@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.logging import print_log
-from mmengine.registry import MODELS
+from ..registry import MODELS
 from mmengine.runner import CheckpointLoader
 from tqdm import tqdm
 

@@ -14,11 +14,13 @@ pytestmark = pytest.mark.stock
 @pytest.fixture
 def missing(monkeypatch, tmp_path):
     """Makes a package that is not installed known as missing, with a module that replaces it."""
-    (tmp_path / 'replacement.py').write_text('loaded = True\ndef function(): return 5\n')
+    (tmp_path / 'replacement.py').write_text(
+        'loaded = True\ndef function(): return 5\nclass Base: pass\n'
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(compat, 'STAND_INS', {'absent': ('replacement', ('part',))})
     yield
-    for name in ('absent', 'absent.part', 'replacement'):
+    for name in ('absent', 'absent.part', 'replacement', 'early', 'other'):
         sys.modules.pop(name, None)
 
 
@@ -44,6 +46,67 @@ def test_name_that_the_replacement_lacks_is_an_attribute_error(missing):
 
     with pytest.raises(AttributeError, match='nothing'):
         absent.nothing
+
+
+TRY = 'try:\n    {}\nexcept ImportError:\n    {}\n'
+FALLBACKS = {
+    'None': ('from absent import function', 'function = None'),
+    'function': ('from absent.part import function', 'def function(): raise RuntimeError'),
+    'class': ('from absent import function', 'class function: pass'),
+    'other name': ('from absent import function as function, loaded as l', 'function = l = None'),
+    'module': ('import absent.part; function = absent.part.function', 'function = None'),
+    'flag': ('import absent; found = True', 'found = False'),
+    'nothing': ('from absent.part import function', 'pass'),
+}
+
+
+@pytest.fixture
+def early(missing, tmp_path):
+    """Imports a module before there are stand-ins, and one that takes all it has."""
+
+    def load(source):
+        (tmp_path / 'early.py').write_text(source)
+        (tmp_path / 'other.py').write_text('from early import *\nnot_ours = False\n')
+        importlib.invalidate_caches()
+        importlib.import_module('other')
+        return importlib.import_module('early')
+
+    return load
+
+
+@pytest.mark.parametrize('fallback', FALLBACKS.values(), ids=FALLBACKS)
+def test_module_whose_import_failed_before_gets_what_it_wanted(early, fallback):
+    module = early(TRY.format(*fallback))
+    assert not getattr(module, 'found', False)
+    compat.install()
+    assert getattr(module, 'found', False) or module.function() == 5
+    assert importlib.import_module('other').not_ours is False
+
+
+@pytest.mark.parametrize('fallback', ['def function(): pass', 'class function: pass'])
+def test_module_that_took_a_placeholder_from_another_gets_it_too(early, fallback):
+    early(TRY.format('from absent import function', fallback))
+    compat.install()
+    assert importlib.import_module('other').function() == 5
+
+
+def test_module_that_wants_what_the_stand_in_lacks_keeps_its_own(early):
+    module = early(TRY.format('from absent import nothing', 'nothing = 3'))
+    compat.install()
+    assert module.nothing == 3
+
+
+def test_module_without_a_failed_import_is_not_touched(early):
+    module = early('absent = "from absent import x"\ntry: import json\nexcept ImportError: pass\n')
+    before = dict(vars(module))
+    compat.install()
+    assert vars(module) == before and 'replacement' not in sys.modules
+
+
+def test_class_that_extends_a_placeholder_is_named(early):
+    early(TRY.format('from absent import Base', 'class Base: pass') + 'class Mine(Base): pass\n')
+    with pytest.warns(UserWarning, match='^early.Mine will not.*import focal_mm before early$'):
+        compat.install()
 
 
 @pytest.mark.parametrize('package', ['panopticapi', 'xtcocotools'])

@@ -1,7 +1,4 @@
-import importlib.metadata
 import importlib.util
-import re
-import subprocess
 import sys
 from types import ModuleType
 
@@ -11,15 +8,6 @@ import torch
 from focal_mm.compat import install
 
 pytestmark = pytest.mark.stock
-
-ONEDL = any(d.name.startswith('onedl') for d in importlib.metadata.distributions())
-
-FALLBACKS = {
-    'none': ('from mmcv.ops import batched_nms', 'batched_nms = None'),
-    'function': ('from mmcv.ops.roi_align import roi_align', 'def roi_align(): raise RuntimeError'),
-    'class': ('from mmcv.ops import CornerPool, nms', 'class CornerPool: pass\n    nms = 1'),
-    'other name': ('from mmcv.ops import sigmoid_focal_loss as _loss', 'def _loss(): pass'),
-}
 
 
 @pytest.fixture
@@ -35,15 +23,6 @@ def fake_mmcv(monkeypatch, folder):
         'mmcv', folder / '__init__.py', submodule_search_locations=[str(folder)]
     )
     monkeypatch.setitem(sys.modules, 'mmcv', importlib.util.module_from_spec(spec))
-
-
-def import_with_fallback(monkeypatch, folder, fallback):
-    path = folder / 'mmlate.py'
-    path.write_text('try:\n    {}\nexcept ImportError:\n    {}\n'.format(*fallback))
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(sys.modules, 'mmlate', raising=False)
-    module = importlib.import_module('mmlate')
-    monkeypatch.setitem(sys.modules, 'mmlate', module)
 
 
 def test_mmcv_finds_its_extension():
@@ -108,61 +87,3 @@ def test_the_environment_report_of_mmcv_says_that_nothing_is_compiled():
     from mmcv.ops import get_compiler_version, get_compiling_cuda_version
 
     assert 'focal_mm' in get_compiler_version() and 'focal_mm' in get_compiling_cuda_version()
-
-
-@pytest.mark.parametrize('fallback', FALLBACKS.values(), ids=FALLBACKS)
-def test_a_module_that_gave_up_on_an_op_is_named(bare, monkeypatch, tmp_path, fallback):
-    import_with_fallback(monkeypatch, tmp_path, fallback)
-    op = re.search(r'import (\w+)', fallback[0])[1]
-    with pytest.raises(ImportError, match=f'^mmlate .*{op}: import focal_mm first[^\n]*$'):
-        install()
-    assert 'mmcv._ext' not in sys.modules
-
-
-def test_a_module_that_does_without_the_op_is_accepted(bare, monkeypatch, tmp_path):
-    import_with_fallback(monkeypatch, tmp_path, ('from mmcv.ops import nms', 'pass'))
-    assert 'mmcv._ext' in install()
-
-
-def run(code):
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def test_imports_of_mmdets_train_tool_before_the_config_are_accepted():
-    assert 'True' in run(
-        'import mmdet.utils, mmdet.registry, mmengine.runner\n'
-        'from focal_mm.compat import install\n'
-        'print("mmcv._ext" in install())'
-    )
-
-
-@pytest.mark.skipif(not ONEDL, reason='stock mmdet falls back on nothing')
-def test_mmdet_of_onedl_imported_first_is_refused():
-    assert re.search(
-        r'mmdet\.structures\.mask\.structures was imported before focal_mm .*roi_align',
-        run(
-            'import mmdet.structures.mask\n'
-            'try:\n'
-            '    from focal_mm.compat import install\n'
-            '    install()\n'
-            'except ImportError as error:\n'
-            '    print(error)'
-        ),
-    )
-
-
-@pytest.mark.skipif(ONEDL, reason='the mmdet of OneDL falls back instead of failing')
-def test_stock_mmdet_works_after_a_failed_import():
-    assert 'recovered' in run(
-        'try:\n'
-        '    import mmdet.models\n'
-        'except ImportError:\n'
-        '    from focal_mm.compat import install\n'
-        '    install()\n'
-        '    from mmdet.models import MaskRCNN\n'
-        '    print("recovered")'
-    )

@@ -19,14 +19,14 @@ def pretend_installed(folder: Path, **versions: str) -> None:
 
 def test_mmengine_alone_is_not_a_stack(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmcv', None)
-    with pytest.raises(ImportError, match='^focal_mm needs mmcv 2.0 or later, and none is'):
+    with pytest.raises(RuntimeError, match='^focal_mm needs mmcv 2.0 or later, and none is'):
         require_stack()
 
 
 @pytest.mark.parametrize('version', ['0.9.1', '0.9.0rc4'])
 def test_old_mmengine_is_refused(monkeypatch, version):
     monkeypatch.setattr(mmengine, '__version__', version)
-    with pytest.raises(ImportError, match=f'mmengine 0.10 or later, and {version} is installed'):
+    with pytest.raises(RuntimeError, match=f'mmengine 0.10 or later, and {version} is installed'):
         require_stack()
 
 
@@ -35,7 +35,7 @@ def test_old_mmengine_is_refused(monkeypatch, version):
 def test_old_downstream_package_is_refused(monkeypatch, tmp_path, module, package):
     pretend_installed(tmp_path, **{package: '0.29.1'})
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ImportError, match=rf'needs {module} \d.0 or later, and 0.29.1 is'):
+    with pytest.raises(RuntimeError, match=rf'needs {module} \d.0 or later, and 0.29.1 is'):
         require_stack()
 
 
@@ -47,7 +47,7 @@ def test_advice_stays_with_the_stack_that_is_there(monkeypatch, tmp_path, instal
     pretend_installed(tmp_path, **installed)
     monkeypatch.setattr(sys, 'path', [str(tmp_path)])
     monkeypatch.setitem(sys.modules, 'mmcv', None)
-    with pytest.raises(ImportError, match=rf'pip install "focal-mm\[{extra}\]"$'):
+    with pytest.raises(RuntimeError, match=rf'pip install "focal-mm\[{extra}\]"$'):
         require_stack()
 
 

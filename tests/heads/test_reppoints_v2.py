@@ -92,9 +92,9 @@ def iou(first: list[float], second: list[float]) -> float:
 
 def test_classes_are_registered_where_every_library_finds_them():
     for cls, settings in ((SeparateFocalLoss, {}), (BiFPN, dict(in_channels=[8], out_channels=8))):
-        assert type(MODELS.build(dict(type=cls.__name__, **settings))) is cls
+        assert type(MODELS.build(dict(type=f'focal_mm.{cls.__name__}', **settings))) is cls
     with pytest.raises(TypeError, match='num_classes'):
-        MODELS.build(dict(type='RepPointsV2Head'))
+        MODELS.build(dict(type='focal_mm.RepPointsV2Head'))
 
 
 def test_weighted_sum_starts_as_the_mean_and_has_no_negative_weight():

@@ -305,7 +305,7 @@ def test_file_without_a_head_is_refused_by_a_classifier(tmp_path):
             type='mmpretrain.ImageClassifier',
             backbone=dict(type='FocalNet', arch=dict(embed_dims=8, depths=(1, 1)), out_norm=False),
             head=dict(
-                type='TokenClsHead',
+                type='focal_mm.TokenClsHead',
                 num_classes=2,
                 in_channels=16,
                 loss=dict(type='mmpretrain.CrossEntropyLoss'),

@@ -11,5 +11,5 @@ model = dict(
         out_norm=False,
     ),
     neck=None,
-    head=dict(type='TokenClsHead'),
+    head=dict(type='focal_mm.TokenClsHead'),
 )

@@ -1,0 +1,60 @@
+"""The registry of focal_mm: ``focal_mm.NAME`` from every scope of OpenMMLab.
+
+mmengine imports this module for such a name, so that it is found before ``import focal_mm`` too.
+"""
+
+import warnings
+from functools import wraps
+from typing import Any
+
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import Registry
+
+__all__ = ['MODELS', 'register_in_root']
+
+MODELS = Registry('model', parent=ROOT, scope='focal_mm', locations=['focal_mm.heads'])
+
+
+def register_in_root(*classes: type) -> None:
+    """Give classes their plain names in mmengine's root registry, where every scope finds them.
+
+    A class that somebody else registers under the same name keeps it, whether it comes first or
+    later, in the root registry or in the registry of a library. A warning says which class has the
+    name. Calling again changes nothing.
+
+    Args:
+        *classes (type): Classes of :data:`MODELS`.
+    """
+    ours = {cls.__name__: cls for cls in classes}
+    register = Registry._register_module
+
+    @wraps(register)
+    def register_theirs(
+        registry: Registry, module: Any, module_name: Any = None, force: bool = False
+    ) -> None:
+        names = module.__name__ if module_name is None else module_name
+        taken = ours.keys() & ({names} if isinstance(names, str) else set(names))
+        if registry is MODELS or registry._get_root_registry() is not ROOT:
+            taken = set()
+        for name in taken:
+            if registry.module_dict.get(name) is ours[name]:
+                del registry.module_dict[name]
+        register(registry, module, module_name, force)
+        for name in taken:
+            _warn_of(name, module, registry)
+
+    for name, cls in ours.items():
+        ROOT.module_dict.setdefault(name, cls)
+        for registry in (ROOT, *ROOT.children.values()):
+            held = registry.module_dict.get(name, cls)
+            if held is not cls:
+                _warn_of(name, held, registry)
+    Registry._register_module = register_theirs
+
+
+def _warn_of(name: str, theirs: Any, registry: Registry) -> None:
+    warnings.warn(
+        f"type='{name}' builds {theirs!r}, which is registered in scope {registry.scope}; for "
+        f"focal_mm's class of this name write type='focal_mm.{name}'",
+        stacklevel=4,  # the line that registers the other class, or imports focal_mm
+    )
