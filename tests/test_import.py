@@ -56,6 +56,11 @@ def attributes(module: ModuleType) -> dict[str, int]:
     return {f'{module.__name__}.{name}': held for name, held in found.items()}
 
 
+def _finders() -> list:
+    """Finders of modules, but for the one that waits for mmpretrain."""
+    return [finder for finder in sys.meta_path if 'focal_mm.model_hub' not in repr(finder)]
+
+
 def state_of_process() -> dict[str, dict]:
     """What an import could change."""
     modules = {
@@ -98,7 +103,7 @@ def state_of_process() -> dict[str, dict]:
             handlers=(logging.root.handlers[:], logging.root.level),
             scope=DefaultScope.get_current_instance(),
             path=sys.path[:],
-            hooks=(sys.meta_path[:], sys.path_hooks[:], sys.excepthook),
+            hooks=(_finders(), sys.path_hooks[:], sys.excepthook),
             environ=dict(os.environ),
             folder=os.getcwd(),
             start=multiprocessing.get_start_method(allow_none=True),

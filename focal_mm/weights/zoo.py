@@ -19,11 +19,11 @@ from urllib.request import Request, urlopen
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.logging import print_log
-from ..registry import MODELS
 from mmengine.runner import CheckpointLoader
 from tqdm import tqdm
 
 from ..cache import cache_dir, whole_file
+from ..registry import MODELS
 from .formats import read_checkpoint
 from .loading import CheckpointError
 from .published import ZOO, Weights
