@@ -1,4 +1,4 @@
-"""Backbones, registered in mmengine's root registry."""
+"""Backbones, registered as ``NAME`` in mmengine's root registry and as ``focal_mm.NAME``."""
 
 from .focal_transformer import FocalTransformer
 from .focalnet import FocalNet

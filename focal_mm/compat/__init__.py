@@ -98,7 +98,8 @@ def _try_again(packages: list[str]) -> None:
         packages (list[str]): Packages that could not be imported until now.
     """
     imported: dict[int, tuple[Any, Any]] = {}  # by id: a function or class, and what replaces it
-    for module in [m for name, m in sys.modules.items() if _may_use_mmcv(name, m)]:
+    modules = [module for name, module in sys.modules.items() if _may_use_mmcv(name, module)]
+    for module in modules:
         for guard in _guards(module, packages):
             before = dict(vars(module))
             try:
@@ -114,14 +115,33 @@ def _try_again(packages: list[str]) -> None:
             if id(held) in imported:
                 setattr(module, name, imported[id(held)][1])
     derived: type
+    lost = {module.__name__ for module in modules if _lacks_mmdet(module)}
     for placeholder in [held for held, _ in imported.values() if isinstance(held, type)]:
         for derived in placeholder.__subclasses__():
-            warnings.warn(
-                f'{derived.__module__}.{derived.__qualname__} will not work, because '
-                f'{placeholder.__qualname__} could not be imported when it was defined: import '
-                f'focal_mm before {derived.__module__}',
-                stacklevel=4,
-            )
+            lost.add(derived.__module__)
+    if lost:
+        warnings.warn(
+            f'{", ".join(sorted(lost))}: imported before focal_mm, with classes that will not work '
+            'because their base could not be imported; to use them, import focal_mm first',
+            stacklevel=4,
+        )
+
+
+def _lacks_mmdet(module: ModuleType) -> bool:
+    """Return whether a module of another package failed to import from mmdet and went on.
+
+    mmdet's models cannot be imported without the ops, so mmseg and mmpretrain do without them.
+    """
+    if 'mmdet' not in sys.modules or module.__name__.startswith('mmdet.'):
+        return False
+    for guard in _guards(module, ['mmdet']):
+        for node in guard.body:
+            path = getattr(node, 'module', None) or ''
+            parents = ['.'.join(path.split('.')[:count]) for count in range(1, path.count('.') + 2)]
+            absent = [name for name in parents if name not in sys.modules]
+            if path.startswith('mmdet.') and absent and find_spec(absent[0]):
+                return True
+    return False
 
 
 def _may_use_mmcv(name: str, module: ModuleType) -> bool:
@@ -135,7 +155,7 @@ def _may_use_mmcv(name: str, module: ModuleType) -> bool:
         path.suffix == '.py'
         and (top.startswith('mm') or {'site-packages', 'dist-packages'}.isdisjoint(path.parts))
         and top not in sys.stdlib_module_names | {'__main__', 'focal_mm'}
-        and not getattr(module.__spec__, '_initializing', False)
+        and not getattr(getattr(module, '__spec__', None), '_initializing', False)
     )
 
 

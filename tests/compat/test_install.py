@@ -103,10 +103,29 @@ def test_module_without_a_failed_import_is_not_touched(early):
     assert vars(module) == before and 'replacement' not in sys.modules
 
 
+LOST = '^early: imported before focal_mm, .*import focal_mm first$'
+
+
 def test_class_that_extends_a_placeholder_is_named(early):
     early(TRY.format('from absent import Base', 'class Base: pass') + 'class Mine(Base): pass\n')
-    with pytest.warns(UserWarning, match='^early.Mine will not.*import focal_mm before early$'):
+    with pytest.warns(UserWarning, match=LOST):
         compat.install()
+
+
+def test_class_that_does_without_its_base_in_mmdet_is_named(early, monkeypatch):
+    pytest.importorskip('mmdet')
+    monkeypatch.setitem(sys.modules, 'mmdet.models', None)  # its import fails
+    early(TRY.format('from mmdet.models.nothing import A as Base', 'Base = object'))
+    monkeypatch.delitem(sys.modules, 'mmdet.models')
+    with pytest.warns(UserWarning, match=LOST):
+        compat.install()
+
+
+def test_part_that_mmdet_does_not_have_is_no_loss(early, recwarn):
+    pytest.importorskip('mmdet')
+    early(TRY.format('from mmdet.nothing import A as Base', 'Base = object'))
+    compat.install()
+    assert not recwarn
 
 
 @pytest.mark.parametrize('package', ['panopticapi', 'xtcocotools'])
