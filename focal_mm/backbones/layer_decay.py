@@ -27,7 +27,8 @@ class FocalLearningRateDecayOptimizerConstructor(DefaultOptimWrapperConstructor)
             paramwise_cfg=dict(decay_rate=0.8, decay_type='layer_wise'),
         )
 
-    Biases, position biases and parameters of one axis have no weight decay. The options in ``paramwise_cfg`` are:
+    Biases, position biases and parameters of one axis have no weight decay. The options in
+    ``paramwise_cfg`` are:
 
     - ``decay_rate`` (float): Factor of the learning rate from one layer to the layer before it.
     - ``decay_type`` (str): ``'layer_wise'``: the stem has layer 0, the blocks the layers 1 to n,
