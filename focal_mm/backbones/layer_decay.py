@@ -10,6 +10,8 @@ from torch import nn
 
 from .base import StagedBackbone
 
+POSITION_BIAS = 'relative_position_bias_table'
+
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class FocalLearningRateDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
@@ -25,7 +27,8 @@ class FocalLearningRateDecayOptimizerConstructor(DefaultOptimWrapperConstructor)
             paramwise_cfg=dict(decay_rate=0.8, decay_type='layer_wise'),
         )
 
-    Biases and parameters of one axis have no weight decay. The options in ``paramwise_cfg`` are:
+    Biases, position biases and parameters of one axis have no weight decay. The options in
+    ``paramwise_cfg`` are:
 
     - ``decay_rate`` (float): Factor of the learning rate from one layer to the layer before it.
     - ``decay_type`` (str): ``'layer_wise'``: the stem has layer 0, the blocks the layers 1 to n,
@@ -52,7 +55,7 @@ class FocalLearningRateDecayOptimizerConstructor(DefaultOptimWrapperConstructor)
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            plain = parameter.ndim == 1 or name.endswith('.bias')
+            plain = parameter.ndim == 1 or name.endswith('.bias') or POSITION_BIAS in name
             scale = self.paramwise_cfg['decay_rate'] ** (count - layers[name])
             group = groups.setdefault(
                 (layers[name], plain),

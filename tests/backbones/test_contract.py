@@ -1813,7 +1813,8 @@ def rates_of(model: nn.Module, package: str, constructor: str, options: dict) ->
         for parameter in group['params']:
             assert names[id(parameter)] not in rates
             rates[names[id(parameter)]] = group['lr']
-            plain = parameter.ndim == 1 or names[id(parameter)].endswith('.bias')
+            name = names[id(parameter)]
+            plain = parameter.ndim == 1 or name.endswith('.bias') or 'position_bias' in name
             assert constructor != OWN or group['weight_decay'] == (0.0 if plain else 0.1)
     return rates
 
