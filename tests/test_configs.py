@@ -36,13 +36,14 @@ CLASSIFIERS, SEGMENTORS, MASK2FORMERS = (
     for folder in ('imagenet', 'upernet', 'mask2former')
 )
 IN22K = [name for name in CLASSIFIERS if '_in22k' in name]  # 90 epochs, and published weights
-# The same network as FocalNet-L with up to 690 M parameters, of which a step takes 11 GB.
-LARGE = [name for name in CLASSIFIERS if '/focalnet_xl_' in name or '/focalnet_h_' in name]
 BY_CONFIG = {entry.config: entry for entry in ZOO.values()}
 METRICS = {'Top 1 Accuracy': 'top1'}  # model-index's name, and the tables'
-DETECTORS = sorted(set(CONFIGS) - set(CLASSIFIERS) - set(SEGMENTORS) - set(MASK2FORMERS))
+ZOO_METRICS = {'top-1': 'top1', 'box AP': 'box_AP'}  # the zoo's name, and the tables'
+# Not of the papers, but of detrex and FocalNet-DINO.
+DINOS = [name for name in CONFIGS if name.startswith('dino/')]
+DETECTORS = sorted({*CONFIGS} - {*CLASSIFIERS, *SEGMENTORS, *MASK2FORMERS, *DINOS})
 FOCALNETS, FOCAL_TRANSFORMERS, MIXFORMERS = (
-    [name for name in CONFIGS if f'/{family}_' in name and name not in CLASSIFIERS]
+    [name for name in CONFIGS if f'/{family}_' in name and name not in CLASSIFIERS + DINOS]
     for family in ('focalnet', 'focal', 'mixformer')
 )
 OWN_SCALES = ['dyhead/focal_l_2x.py', 'htc/focal_l_3x.py', 'lvis/mixformer_b4_1x.py']
@@ -197,9 +198,12 @@ def test_mixformer_keeps_the_statistics_of_imagenet(name):
 @pytest.mark.parametrize('name', sorted(set(CONFIGS) - set(CLASSIFIERS)))
 def test_weights_are_those_of_the_arch(name):
     backbone = load(name).model.backbone
+    if name.endswith('_o365_coco.py'):  # the whole detector has weights
+        assert backbone.init_cfg is None and load(name).load_from
+        return
     family = dict(FocalNet='focalnet', FocalTransformer='focal', MixFormer='mixformer')
     weights = backbone.init_cfg.checkpoint.removeprefix('focal://')
-    data = 'in22k' if backbone.arch.startswith('large') else 'in1k'
+    data = 'in22k' if backbone.arch.startswith(('large', 'xlarge', 'huge')) else 'in1k'
     assert weights in ZOO and weights == f'{family[backbone.type]}_{backbone.arch}_{data}'
 
 
@@ -335,9 +339,7 @@ def test_training_images_are_resized_as_in_sparse_rcnn(name):
     assert (crop[1].crop_type, crop[1].crop_size) == ('absolute_range', (384, 600))
 
 
-@pytest.mark.parametrize('name', sorted({*CONFIGS} - {*LARGE}))
-def test_takes_a_step_of_training_and_testing(name):
-    cfg = use_mini(load(name))
+def take_a_step(cfg: Config) -> None:
     init_default_scope(cfg.default_scope)
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     model = MODELS.build(cfg.model)
@@ -354,6 +356,32 @@ def test_takes_a_step_of_training_and_testing(name):
     assert {'pred_sem_seg', 'pred_instances', 'pred_panoptic_seg', 'pred_score'} & set(
         predicted.keys()
     )
+
+
+@pytest.mark.parametrize('name', sorted({*CONFIGS} - {*DINOS, *IN22K}))
+def test_takes_a_step_of_training_and_testing(name):
+    take_a_step(use_mini(load(name)))
+
+
+@pytest.mark.parametrize('name', IN22K)
+def test_pretraining_takes_a_step_of_training_and_testing(name):
+    """With a small network: a step of FocalNet-H takes 11 GB."""
+    cfg = use_mini(load(name))
+    cfg.model.backbone.update(embed_dims=8, depths=(1, 1, 1, 1))
+    cfg.model.head.in_channels = 64
+    if cfg.model.backbone.type == 'FocalTransformer':
+        cfg.model.backbone.num_heads = 1
+    take_a_step(cfg)
+
+
+@pytest.mark.parametrize('name', [name for name in DINOS if '/focalnet_l_' in name])
+def test_dino_takes_a_step_of_training_and_testing(name):
+    """With a small network: FocalNet-L to H differ in sizes alone."""
+    cfg = use_mini(load(name))
+    cfg.model.backbone.update(embed_dims=8, depths=(1, 1, 1, 1))
+    cfg.model.encoder.num_layers = cfg.model.decoder.num_layers = 2
+    cfg.model.neck.in_channels = [8 * 2**i for i in cfg.model.backbone.out_indices]
+    take_a_step(cfg)
 
 
 def test_dyhead_is_trained_as_by_its_authors():
@@ -398,6 +426,69 @@ def test_lvis_repeats_rare_classes_as_in_mmdet():
         assert ours.model[key] == theirs.model[key]
 
 
+@pytest.mark.parametrize('name', DINOS)
+def test_dino_is_trained_as_by_its_authors(name):
+    """detrex's and FocalNet-DINO's configs; epochs on Objects365 are the DINO paper's."""
+    cfg = load(name)
+    epochs, step = next(
+        value
+        for key, value in {
+            '_12e': (12, 11),
+            '_36e': (36, 30),
+            '_o365.': (26, 24),
+            '_o365_coco': (18, 16),
+        }.items()
+        if key in name
+    )
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[0].end == epochs
+    assert cfg.param_scheduler[0].milestones == [step]
+    assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, weight_decay=1e-4)
+    assert cfg.optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult == 0.1
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=0.1, norm_type=2)
+    assert cfg.auto_scale_lr.base_batch_size == (64 if name.endswith('_o365.py') else 16)
+
+
+@pytest.mark.parametrize('name', DINOS)
+def test_dino_is_built_as_by_its_authors(name):
+    """What a checkpoint has no trace of: padding, embeddings, the division of the context."""
+    cfg = load(name)
+    model, detrex = cfg.model, 'o365' not in name
+    backbone = MODELS.build(dict(model.backbone, depths=(1, 1, 1, 1), embed_dims=8, init_cfg=None))
+    modulation = backbone.layers[0].blocks[0].modulation
+    divided = not detrex and '/focalnet_h_' not in name
+    assert modulation.normalize_modulator == divided
+    assert backbone.patch_embed.proj.padding == (2, 2)
+    encoding = model.positional_encoding
+    assert (encoding.offset, encoding.temperature) == ((-0.5, 10000) if detrex else (0.0, 20))
+    assert model.dn_cfg.box_noise_scale == (1.0 if detrex else 0.4)
+    assert model.neck.bias and model.num_queries == 900
+    levels = 4 if '_4scale_' in name else 5
+    assert (model.num_feature_levels if levels == 5 else 4) == levels == model.neck.num_outs
+    (dataset,) = datasets_of(cfg.train_dataloader)
+    objects365 = name.endswith('_o365.py')
+    assert dataset.type == ('Objects365V2Dataset' if objects365 else 'CocoDataset')
+    assert model.bbox_head.num_classes == (365 if objects365 else 80)
+
+
+@pytest.mark.parametrize('name', [name for name in DINOS if name.endswith('_o365_coco.py')])
+def test_dino_is_fine_tuned_on_images_of_one_and_a_half_times_the_size(name):
+    """DINO paper; the usual sizes are those of the 12 epochs."""
+    usual, large = (
+        load(config).train_dataloader.dataset.pipeline[3].transforms
+        for config in ('dino/focalnet_l_4scale_12e.py', name)
+    )
+
+    def enlarged(sizes):
+        return [tuple(round(1.5 * side) for side in size) for size in sizes]
+
+    (resize,), (small, crop, again) = usual
+    assert [(a, min(b, 2000)) for a, b in enlarged(resize.scales)] == large[0][0].scales
+    assert large[0][0].scales == large[1][2].scales and again.scales == resize.scales
+    assert enlarged(small.scales) == large[1][0].scales
+    assert enlarged([crop.crop_size]) == [large[1][1].crop_size]
+    assert load(name).test_dataloader.dataset.pipeline[1].scale == (2000, 1200)
+
+
 @pytest.mark.parametrize('name', DETECTORS)
 def test_masks_are_loaded_and_evaluated_where_there_is_a_head_for_them(name):
     cfg = load(name)
@@ -427,9 +518,10 @@ def test_index_gives_the_papers_figures(folder):
             for name, value in result['Metrics'].items()
         }
         row = ROWS.get((method, backbone))
-        if row is None:  # the authors' README has it, and so the zoo
+        if row is None:  # of the authors' README, and so of the zoo
             entry = BY_CONFIG.get(model['Config'].removeprefix('configs/'))
-            assert results.get('top1') == (entry and entry.results.get('top-1'))
+            published = entry.results if entry else {}
+            assert results == {ZOO_METRICS[name]: value for name, value in published.items()}
             continue
         schedules = row.get('schedules', {})  # LVIS and Mask2Former have one without a name
         figures = (

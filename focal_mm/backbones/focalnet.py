@@ -142,6 +142,8 @@ class FocalNet(StagedBackbone):
         use_postln (bool, optional): Norms after the branches.
         use_postln_in_modulation (bool, optional): A norm within the modulation.
         normalize_modulator (bool, optional): Divides the gathered context by L + 1.
+        stem_padding (int, optional): Padding in pixels of an overlapped stem, where it is not the
+            one above: detrex, FocalNet-DINO and PaddleDetection pad it by 2 in their detectors.
         others: Arguments of all families, see :class:`.base.StagedBackbone`.
 
     Raises:
@@ -200,6 +202,7 @@ class FocalNet(StagedBackbone):
         norm_cfg: dict = dict(type='LN', eps=1e-5),
         act_cfg: dict = dict(type='GELU'),
         mlp_act_cfg: dict | None = None,
+        stem_padding: int | None = None,
         out_indices: Sequence[int] | None = None,
         out_norm: bool = True,
         frozen_stages: int = -1,
@@ -238,6 +241,8 @@ class FocalNet(StagedBackbone):
         stem_overlap = overlap = None
         if sizes['use_conv_embed']:
             stem_overlap, overlap = patch - 1 if out_norm else patch // 2, 1
+            if stem_padding is not None:
+                stem_overlap = stem_padding
         drop_paths = iter(np.linspace(0, drop_path_rate, sum(stage_depths)).tolist())
 
         stages = []

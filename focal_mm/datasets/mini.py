@@ -26,6 +26,8 @@ BATCH_SIZE = 4
 ROIS_PER_IMAGE = 16
 PROPOSALS_PER_IMAGE = 200
 DETECTIONS_PER_IMAGE = 20
+# Two-stage DETRs choose their queries from the positions of all maps, fewer than 300 at 112x112.
+QUERIES_PER_IMAGE = 100
 
 # Keys of sizes in pixels in OpenMMLab's transforms and data preprocessors.
 SIZE_KEYS = (
@@ -75,7 +77,7 @@ def use_mini(cfg: Config) -> Config:
     - the number of classes;
     - image scales and crops: the shorter side of test images is 128 pixels, and the other sizes
       are close to it;
-    - the numbers of sampled regions, proposals and detections;
+    - the numbers of sampled regions, proposals, queries and detections;
     - the batch size, the length of the schedule (warm-up and steps in proportion) and the learning
       rate;
     - the weights, which are random as in :func:`from_scratch`, and the seed, which is fixed.
@@ -303,6 +305,9 @@ def _sample_fewer_regions(model: ConfigDict) -> None:
     for node in dicts(model):  # Sparse R-CNN learns its regions and samples none
         if 'num_proposals' in node:
             node.num_proposals = min(node.num_proposals, ROIS_PER_IMAGE)
+    if model.get('as_two_stage') and 'num_queries' in model:
+        model.num_queries = min(model.num_queries, QUERIES_PER_IMAGE)
+        model.test_cfg.max_per_img = min(model.test_cfg.max_per_img, QUERIES_PER_IMAGE)
     limits = [
         (model.get('train_cfg', {}).get('rpn_proposal'), PROPOSALS_PER_IMAGE),
         (model.get('test_cfg', {}).get('rpn'), PROPOSALS_PER_IMAGE),

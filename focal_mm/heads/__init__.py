@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 
 CLASSES = {
     'classifier': ('TokenClsHead',),
+    'dino': ('FocalDINO',),
     'reppoints_v2': ('BiFPN', 'RepPointsV2Head', 'SeparateFocalLoss'),
 }
 

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..cache import whole_file
+from .detectors import ORIGINS, identify_detector
 from .loading import CheckpointError, remember
-from .paddle import read_pdparams, to_torch
+from .paddle import is_paddle, read_pdparams, to_torch
 
 # Keys that identify the origin of a file. In a detector they start with 'backbone.'.
 _MARKS = {
@@ -71,12 +72,19 @@ def recognise(state_dict: dict[str, Tensor]) -> str | None:
 
     Returns:
         str or None: ``'official FocalNet'``, ``'official Focal Transformer'``, ``'official Focal
-        Transformer v2'``, ``'timm FocalNet'``, ``'Hugging Face FocalNet'``, ``'Paddle MixFormer'``
-        or ``'PyTorch MixFormer'``; followed by ``' in an mmdet detector'``, ``' in an mmseg
-        segmentor'`` or ``' in a larger model'`` if it is a part of one. None for any other names.
+        Transformer v2'``, ``'timm FocalNet'``, ``'Hugging Face FocalNet'``, ``'Paddle FocalNet'``,
+        ``'Paddle MixFormer'`` or ``'PyTorch MixFormer'``; followed by ``' in an mmdet detector'``,
+        ``' in an mmseg segmentor'`` or ``' in a larger model'`` if it is a part of one. A key of
+        :data:`~focal_mm.weights.detectors.ORIGINS` for a detector with other names than mmdet's.
+        None for any other names.
     """
     names = {re.sub(r'^(module\.)?(focalnet\.)?', '', key) for key in state_dict}
+    detector = identify_detector(names)
+    if detector:
+        return detector
     for origin, marks in _MARKS.items():
+        if origin == 'official FocalNet' and is_paddle(state_dict):  # the names are the same
+            origin = 'Paddle FocalNet'
         if names.issuperset(marks):
             return origin
         if names.issuperset(f'backbone.{mark}' for mark in marks):
@@ -97,11 +105,17 @@ def to_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     a data-parallel model; an official state dict is returned unchanged.
 
     timm writes linear layers as 1x1 convolutions; all but ``modulation.h``, which is one in the
-    official code too, become (out, in) again.
+    official code too, become (out, in) again. Detectors of other authors get mmdet's names.
+
+    Raises:
+        CheckpointError: If it is a detector that mmdet does not have.
     """
     if state_dict and all(key.startswith('module.') for key in state_dict):
         state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
-    rules = _RENAMES.get(recognise(state_dict) or '')
+    origin = recognise(state_dict) or ''
+    if origin in ORIGINS:
+        return ORIGINS[origin].convert(state_dict)
+    rules = _RENAMES.get(origin)
     if rules is None:
         return to_torch(state_dict)
     renamed = {}

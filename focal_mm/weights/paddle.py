@@ -106,15 +106,27 @@ def read_pdparams(path: str | Path) -> dict[str, Tensor]:
 
 
 def is_paddle(state_dict: dict[str, Tensor]) -> bool:
-    """Return whether a state dict has Paddle's names: ``_mean`` and ``_variance`` of BatchNorm."""
-    return any(key.endswith('._mean') and f'{key[:-4]}variance' in state_dict for key in state_dict)
+    """Return whether a state dict has Paddle's names and layout.
+
+    Its BatchNorm has ``_mean`` and ``_variance``. FocalNet has no BatchNorm; it maps C channels to
+    more than 2 C by a linear layer, whose weight Paddle stores as (in, out).
+    """
+    return any(
+        (key.endswith('._mean') and f'{key[:-4]}variance' in state_dict)
+        or (
+            key.endswith('.modulation.f.weight')
+            and value.ndim == 2
+            and value.shape[0] < value.shape[1]
+        )
+        for key, value in state_dict.items()
+    )
 
 
 def to_torch(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename and transpose a state dict of Paddle; any other is returned unchanged.
 
-    Weights of linear layers become (out, in), ``_mean`` and ``_variance`` of BatchNorm
-    ``running_mean`` and ``running_var``, with a ``num_batches_tracked`` of 0.
+    Weights of linear layers, square ones too, become (out, in), ``_mean`` and ``_variance`` of
+    BatchNorm ``running_mean`` and ``running_var``, with a ``num_batches_tracked`` of 0.
 
     Args:
         state_dict (dict): As :func:`read_pdparams` gives it.

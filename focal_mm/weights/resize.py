@@ -155,3 +155,29 @@ def fit_pooling(weight: Tensor, side: int) -> Tensor:
     theirs = isqrt(weight[0].numel())
     resized = _bilinear(weight.reshape(-1, theirs, theirs), side, side) * (theirs / side) ** 2
     return resized.flatten(1) if weight.ndim == 2 else resized[:, None]
+
+
+def fit_sine_columns(weight: Tensor, columns: int) -> Tensor:
+    """Spread the weights of a sine embedding of boxes over an embedding with more frequencies.
+
+    With n features a coordinate, features 2k and 2k + 1 are the sine and cosine of frequency
+    10000^(-2k / n). A multiple of n has the same frequencies and others between them, whose
+    weights are zero: the product stays the same.
+
+    Args:
+        weight (Tensor): Shape (C, 4 * n), for the four coordinates in turn.
+        columns (int): Number of columns of the result, a multiple of 4 * n.
+
+    Returns:
+        Tensor: Shape (C, columns).
+
+    Raises:
+        ValueError: If it is no multiple.
+    """
+    if columns % weight.shape[1]:
+        raise ValueError(
+            f'an embedding of {weight.shape[1]} features does not fit one of {columns}'
+        )
+    pairs = weight.unflatten(1, (-1, 1, 2))
+    spread = F.pad(pairs, (0, 0, 0, columns // weight.shape[1] - 1))
+    return spread.flatten(1)

@@ -1,13 +1,16 @@
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.runner import load_checkpoint
 from torch import nn
 
-from focal_mm.weights import CheckpointError
+from focal_mm.backbones import FocalNet
+from focal_mm.weights import CheckpointError, convert, read_checkpoint, recognise
 from focal_mm.weights.paddle import read_pdparams, to_torch
 
 pytestmark = pytest.mark.stock
@@ -173,3 +176,75 @@ def test_linear_weights_are_transposed_and_statistics_renamed():
 def test_state_dict_of_pytorch_stays_as_it_is():
     state_dict = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).state_dict()
     assert to_torch(state_dict) is state_dict
+
+
+# ---- FocalNet ----------------------------------------------------------------------------------
+
+PADDLE_FOCALNETS = (
+    *(f'{size}_{field}' for size in ('tiny', 'small', 'base') for field in ('srf', 'lrf')),
+    *(f'{size}_{levels}' for size in ('large', 'xlarge', 'huge') for levels in ('fl3', 'fl4')),
+)
+
+
+def small_focalnet(arch: str, **kwargs) -> FocalNet:
+    return FocalNet(arch, embed_dims=8, depths=(1, 1, 2, 1), **kwargs)
+
+
+def to_paddle(net: nn.Module, skip: str = '$') -> dict[str, np.ndarray]:
+    """The state of a net as PaddleDetection has it: linear weights are (in, out)."""
+    linear = {f'{name}.weight' for name, m in net.named_modules() if isinstance(m, nn.Linear)}
+    return {
+        key: (value.T if key in linear else value).numpy().copy()
+        for key, value in net.state_dict().items()
+        if not re.match(skip, key)
+    }
+
+
+@pytest.mark.parametrize('arch', PADDLE_FOCALNETS)
+def test_focalnet_of_paddledetection_loads_whole(file, arch):
+    """Square weights, of ``proj``, are transposed as well; the classifier has no norms of maps."""
+    source, net = small_focalnet(arch), small_focalnet(arch)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.normal_()
+    arrays = to_paddle(source, skip=r'norm\d')
+    arrays['norm.weight'] = arrays['norm.bias'] = np.ones(64, 'f4')
+    arrays['head.weight'], arrays['head.bias'] = np.ones((64, 10), 'f4'), np.ones(10, 'f4')
+    write(file, {**arrays, 'StructuredToParameterName@@': {'norm.weight': 'layer_norm_0.w_0'}}, 2)
+    assert recognise(read_pdparams(file)) == 'Paddle FocalNet'
+    load_checkpoint(net, str(file))
+    for key, value in source.state_dict().items():
+        if not re.match(r'norm\d', key):
+            assert net.state_dict()[key].equal(value), key
+
+
+def test_focalnet_of_paddle_is_converted_to_a_plain_file(file, tmp_path):
+    source = small_focalnet('tiny_lrf', out_indices=(3,))
+    write(file, to_paddle(source))
+    assert convert(file, tmp_path / 'new.safetensors')[0] == 'Paddle FocalNet'
+    converted = read_checkpoint(tmp_path / 'new.safetensors')
+    assert recognise(converted) == 'official FocalNet'
+    assert all(converted[key].equal(value) for key, value in source.state_dict().items())
+
+
+def test_focalnet_of_paddle_in_another_format_is_recognized_too(tmp_path):
+    source = small_focalnet('tiny_lrf')
+    tensors = {key: torch.from_numpy(value) for key, value in to_paddle(source).items()}
+    torch.save({'model': tensors}, tmp_path / 'paddle.pth')
+    net = small_focalnet('tiny_lrf')
+    load_checkpoint(net, str(tmp_path / 'paddle.pth'), strict=True)
+    key = 'layers.0.blocks.0.modulation.proj.weight'
+    assert net.state_dict()[key].equal(source.state_dict()[key])
+
+
+def test_detector_of_paddledetection_is_refused_in_one_line(file):
+    """PP-YOLOE+ with FocalNet-T."""
+    arrays = {
+        f'backbone.{key}': value for key, value in to_paddle(small_focalnet('tiny_lrf')).items()
+    }
+    arrays['neck.fpn_stages.0.0.conv1.bn._mean'] = np.zeros(8, 'f4')
+    arrays['neck.fpn_stages.0.0.conv1.bn._variance'] = np.ones(8, 'f4')
+    arrays['yolo_head.pred_cls.0.weight'] = np.zeros((80, 8, 3, 3), 'f4')
+    with pytest.raises(CheckpointError, match=r'PP-YOLOE\+ of PaddleDetection, another det') as e:
+        read_checkpoint(write(file, arrays))
+    assert '\n' not in str(e.value)
