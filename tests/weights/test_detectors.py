@@ -18,7 +18,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from focal_mm.weights import CheckpointError
+from focal_mm.weights import ZOO, CheckpointError, zoo
 from focal_mm.weights.formats import convert, read_checkpoint, recognise, to_official
 from focal_mm.weights.resize import fit_sine_columns
 
@@ -458,3 +458,16 @@ def test_sparse_rcnn_of_the_release_loads_whole(tmp_path):
     torch.save(content, tmp_path / 'focalnet_tiny_lrf_sparsercnn_3x.pth')
     load_checkpoint(net, str(tmp_path / 'focalnet_tiny_lrf_sparsercnn_3x.pth'), strict=True)
     assert not any(parameter.any() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize('file', LAYOUTS)
+def test_file_is_what_its_name_in_the_zoo_asks_for(file, tmp_path):
+    """The check that a download has to pass; it refuses the file for names of other networks."""
+    path = tmp_path / f'{file}.pth'
+    state = {key: torch.zeros(1).expand(shape) for key, shape in expand(LAYOUTS[file]).items()}
+    torch.save({'model': state}, path)  # one value a tensor: a small file
+    (entry,) = (entry for entry in ZOO.values() if entry.file == path.name)
+    zoo._require(entry, path)
+    for other in ('mask_rcnn_focalnet_tiny_lrf_1x_coco', f'focalnet_{entry.arch}_in22k'):
+        with pytest.raises(CheckpointError):
+            zoo._require(ZOO[other], path)
