@@ -160,7 +160,9 @@ def _may_use_mmcv(name: str, module: ModuleType) -> bool:
 
 
 def _guards(module: ModuleType, packages: list[str]) -> Iterator[ast.Module]:
-    """Yield what stands in each ``try`` of a module that imports one of some packages."""
+    """Yield the imports, and flags such as ``has_ops = True``, in each ``try`` of a module that
+    imports one of some packages.
+    """
     path = Path(str(module.__file__))
     source = path.read_text(encoding='utf-8') if path.is_file() else ''
     if not any(package in source for package in packages):
@@ -168,7 +170,13 @@ def _guards(module: ModuleType, packages: list[str]) -> Iterator[ast.Module]:
     for guard in [node for node in ast.parse(source).body if isinstance(node, ast.Try)]:
         names = [name for node in guard.body for name in _imported_by(node)]
         if any(f'{name}.'.startswith(f'{package}.') for name in names for package in packages):
-            yield ast.Module(guard.body, type_ignores=[])
+            yield ast.Module([node for node in guard.body if _has_no_effect(node)], type_ignores=[])
+
+
+def _has_no_effect(node: ast.stmt) -> bool:
+    """Return whether a statement only binds names, and so may run twice."""
+    flag = isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    return flag or isinstance(node, (ast.Import, ast.ImportFrom))
 
 
 def _imported_by(node: ast.stmt) -> list[str]:
