@@ -10,8 +10,7 @@ Names in configs
     wrapped to see to that, and warns. A child registry of scope ``focal_mm`` has the backbones and
     the classes of :mod:`focal_mm.heads`: ``focal_mm.FocalNet``, ``focal_mm.TokenClsHead``,
     ``focal_mm.FocalDINO``, ``focal_mm.BiFPN``, ``focal_mm.RepPointsV2Head``,
-    ``focal_mm.SeparateFocalLoss``. ``OPTIM_WRAPPER_CONSTRUCTORS`` has
-    ``FocalLearningRateDecayOptimizerConstructor``.
+    ``focal_mm.SeparateFocalLoss``.
 
 Missing packages
     Where mmcv has no compiled ops, ``mmcv._ext`` is :mod:`focal_mm.compat.mmcv_ops`. Where they are
@@ -30,9 +29,10 @@ Names of configs
     like. mmengine's table ``MODULE2PACKAGE``, also called ``PKG2PROJECT``, has the entries
     ``focal_mm`` and, where it is installed, ``mmseg``.
 
-mmpretrain
-    ``list_models``, ``get_model`` and ``inference_model`` know our classifiers by name: now if
-    mmpretrain is imported, else by an entry in ``sys.meta_path`` that waits for it.
+mmpretrain, mmdet, mmseg
+    mmpretrain's ``list_models``, ``get_model`` and ``inference_model`` know our classifiers by
+    name, and ``LearningRateDecayOptimizerConstructor`` of mmdet and mmseg takes our backbones. An
+    entry in ``sys.meta_path`` waits for the three modules that are not imported yet.
 
 PyTorch
     There is an operator ``torch.ops.focal_mm.depthwise_weight_gradient``.
@@ -48,7 +48,7 @@ from .compat import versions
 versions.require_stack()
 compat.install()
 
-from . import backbones, config, heads, kernels, model_hub, registry, weights  # noqa: E402
+from . import additions, backbones, config, heads, kernels, registry, weights  # noqa: E402
 
 registry.register_in_root(
     backbones.FocalNet,
@@ -58,7 +58,7 @@ registry.register_in_root(
     backbones.MixingMobileNetV2,
 )
 config.register_configs()
-model_hub.register()
+additions.register()
 weights.register()
 
 __version__ = '0.1.0'

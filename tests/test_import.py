@@ -57,8 +57,8 @@ def attributes(module: ModuleType) -> dict[str, int]:
 
 
 def _finders() -> list:
-    """Finders of modules, but for the one that waits for mmpretrain."""
-    return [finder for finder in sys.meta_path if 'focal_mm.model_hub' not in repr(finder)]
+    """Finders of modules, but for the one that makes additions."""
+    return [finder for finder in sys.meta_path if 'focal_mm.additions' not in repr(finder)]
 
 
 def state_of_process() -> dict[str, dict]:

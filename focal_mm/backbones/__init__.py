@@ -2,12 +2,10 @@
 
 from .focal_transformer import FocalTransformer
 from .focalnet import FocalNet
-from .layer_decay import FocalLearningRateDecayOptimizerConstructor
 from .mixformer import MixFormer
 from .mixing_convnets import MixingMobileNetV2, MixingResNet
 
 __all__ = [
-    'FocalLearningRateDecayOptimizerConstructor',
     'FocalNet',
     'FocalTransformer',
     'MixFormer',

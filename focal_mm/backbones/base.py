@@ -342,9 +342,8 @@ class StagedBackbone(BaseModule, FittedBackbone):
     Arguments of other implementations (``embed_dim``, ``use_checkpoint``, ``pretrained``, ...) end
     in a TypeError that says what to give here.
 
-    Layer-wise learning rates: mmpretrain's ``LearningRateDecayOptimWrapperConstructor`` works with
-    these backbones in a classifier. mmdet's and mmseg's ``LearningRateDecayOptimizerConstructor``
-    know ConvNeXt alone; in their place give :class:`.FocalLearningRateDecayOptimizerConstructor`.
+    Layer-wise learning rates: the constructors of mmpretrain, mmdet and mmseg work with these
+    backbones; the options of the latter two are in :mod:`.layer_decay`.
 
     Args:
         patch_embed (nn.Module): Maps (N, in_channels, H, W) to (N, H', W', C).

@@ -1790,7 +1790,7 @@ class Model(nn.Module):
         return self.backbone.get_layer_depth(name, 'backbone.')
 
 
-OWN = 'FocalLearningRateDecayOptimizerConstructor'
+OWN = 'LearningRateDecayOptimizerConstructor'
 
 
 def rates_of(model: nn.Module, package: str, constructor: str, options: dict) -> dict[str, float]:
@@ -1874,6 +1874,8 @@ def test_wrong_option_of_the_learning_rates_is_one_line(options, word):
     assert '\n' not in str(error.value)
 
 
-def test_learning_rates_of_another_backbone_are_left_to_its_package():
-    with pytest.raises(TypeError, match='take the constructor of the package'):
-        rates_of(Model(nn.Conv2d(3, 8, 1)), 'mmdet', OWN, dict(decay_rate=0.5))
+@pytest.mark.parametrize('package', ['mmdet', 'mmseg'])
+def test_learning_rates_of_another_backbone_are_left_to_its_package(package):
+    model = Model(nn.Conv2d(3, 8, 1))
+    with pytest.raises(NotImplementedError):
+        rates_of(model, package, OWN, dict(decay_rate=0.5, num_layers=6, decay_type='layer_wise'))

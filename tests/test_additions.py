@@ -9,7 +9,7 @@ from focal_mm.config import CONFIGS
 
 pytestmark = pytest.mark.stock
 
-OURS = 'from focal_mm import model_hub; model_hub.register(); model_hub.register()'
+OURS = 'from focal_mm import additions; additions.register(); additions.register()'
 THEIRS = 'import mmpretrain'
 
 
