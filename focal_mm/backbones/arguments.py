@@ -197,7 +197,8 @@ def drop_path_rates(family: str, rate: float, depths: Sequence[int]) -> Iterator
 def stage_indices(
     family: str, out_indices: int | Sequence[int] | None, stages: int
 ) -> tuple[int, ...]:
-    """Return the stages whose maps are returned, in the order of the maps.
+    """Return the stages whose maps are returned: each once, from the first to the last, as in
+    mmpretrain.
 
     Args:
         family (str): Name of the backbone, for the errors.
@@ -220,4 +221,4 @@ def stage_indices(
             f'{family}: out_indices={out_indices!r} for {stages} stages; choose from 0 to '
             f'{stages - 1}, or from -{stages} to -1'
         )
-    return tuple(i % stages for i in given)
+    return tuple(sorted({i % stages for i in given}))

@@ -326,9 +326,9 @@ class StagedBackbone(BaseModule, FittedBackbone):
     - ``act_cfg`` (dict): Activations. Default: GELU.
     - ``mlp_act_cfg`` (dict, optional): Activations of the MLPs alone; FocalNet and MixFormer.
       Default: ``act_cfg``.
-    - ``out_indices`` (int or Sequence[int], optional): Stages whose maps are returned, in this
-      order; negative ones count from the last. Stages after the last of them are not built.
-      Default: all.
+    - ``out_indices`` (int or Sequence[int], optional): Stages whose maps are returned, from the
+      first stage to the last whatever their order here; negative ones count from the last. Stages
+      after the last of them are not built. Default: all.
     - ``out_norm`` (bool): Whether each map passes a norm of its own, ``norm{i}``, as in the
       official detectors. False: the raw maps, as in the classifiers. Default: True.
     - ``frozen_stages`` (int): -1: none; 0: the patch embedding; n: the patch embedding and the
@@ -405,11 +405,11 @@ class StagedBackbone(BaseModule, FittedBackbone):
         self.adapt_in_channels = adapt_in_channels
         self.patch_embed: Any = patch_embed
         self.pos_drop = nn.Dropout(drop_rate)
-        stages = stages[: max(self.out_indices) + 1]
+        stages = stages[: self.out_indices[-1] + 1]
         stages[-1].downsample = None
         self.layers: Any = nn.ModuleList(stages)  # Any: ModuleList does not keep the type Stage
         if out_norm:
-            for i in sorted(set(self.out_indices)):
+            for i in self.out_indices:
                 self.add_module(f'norm{i}', build_norm(norm_cfg, dims[i]))
         self.record_names()
         self._freeze()
@@ -419,15 +419,15 @@ class StagedBackbone(BaseModule, FittedBackbone):
         (N, C_i, ceil(H / s_i), ceil(W / s_i)) with s_i = patch_size * 2**i.
         """
         x = self.pos_drop(self.patch_embed(x))
-        maps = {}
+        maps = []
         for i, stage in enumerate(self.layers):
             x = stage(x)
             if i in self.out_indices:
                 out = getattr(self, f'norm{i}')(x) if self.out_norm else x
-                maps[i] = out.permute(0, 3, 1, 2).contiguous()
+                maps.append(out.permute(0, 3, 1, 2).contiguous())
             if stage.downsample is not None:
                 x = stage.downsample(x.permute(0, 3, 1, 2))
-        return tie_maps([maps[i] for i in self.out_indices], self)
+        return tie_maps(maps, self)
 
     def init_weights(self) -> None:
         """Initialize the weights as ``init_cfg`` says.
@@ -504,7 +504,7 @@ class StagedBackbone(BaseModule, FittedBackbone):
         """
         if f'{prefix}patch_embed.proj.weight' not in state_dict:
             return
-        last = f'backbone.norm{max(self.out_indices)}' if self.out_norm else 'head.norm'
+        last = f'backbone.norm{self.out_indices[-1]}' if self.out_norm else 'head.norm'
         places = dict(norm=last, last_proj='head.last_proj', head='head.fc')
         for key in [key for key in state_dict if key.startswith(prefix)]:
             part, _, name = key[len(prefix) :].partition('.')
@@ -552,7 +552,7 @@ class StagedBackbone(BaseModule, FittedBackbone):
         stem = state_dict.get(f'{prefix}patch_embed.proj.weight')
         if stem is None or not self.out_norm:
             return
-        for i in sorted(set(self.out_indices)):
+        for i in self.out_indices:
             norm = initial_state(getattr(self, f'norm{i}'), f'{prefix}norm{i}.', stem.device)
             if norm.keys().isdisjoint(state_dict):
                 state_dict.update(norm)

@@ -46,7 +46,7 @@ READERS = {
     'the first map': ((0, 1, 2), (0,)),
     'a classifier': ((0, 1, 2), (2,)),
     'a part of the stages, in another order': ((1, 0), (0,)),
-    'one map twice': ((1, 1), (1,)),
+    'one map twice': ((1, 1), (0,)),
 }
 
 
