@@ -52,4 +52,4 @@ def test_model_by_name_with_published_weights(tmp_path):
         "results = [inference_model(m, image) for m in (net, 'mixformer_b1_in1k')]",
         "print(*(result['pred_class'] for result in results))",
     )
-    assert out.splitlines()[-1].split() == ['cock', 'cock']
+    assert out.split()[-2:] == ['cock', 'cock']  # behind a progress bar

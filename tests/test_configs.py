@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+from copy import deepcopy
 from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -62,7 +63,7 @@ def load(name: str) -> Config:
 
 def build(cfg: Config) -> nn.Module:
     with torch.device('meta'):
-        return MODELS.build(cfg.model)
+        return MODELS.build(deepcopy(cfg.model))  # mmdet's DETRs change theirs
 
 
 def parts(name: str) -> tuple[str, str, str | None]:
