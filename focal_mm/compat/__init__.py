@@ -160,8 +160,8 @@ def _may_use_mmcv(name: str, module: ModuleType) -> bool:
 
 
 def _guards(module: ModuleType, packages: list[str]) -> Iterator[ast.Module]:
-    """Yield the imports, and flags such as ``has_ops = True``, in each ``try`` of a module that
-    imports one of some packages.
+    """Yield the imports, and assignments such as ``has_ops = True``, in each ``try`` of a module
+    that imports one of some packages.
     """
     path = Path(str(module.__file__))
     source = path.read_text(encoding='utf-8') if path.is_file() else ''
@@ -175,8 +175,8 @@ def _guards(module: ModuleType, packages: list[str]) -> Iterator[ast.Module]:
 
 def _has_no_effect(node: ast.stmt) -> bool:
     """Return whether a statement only binds names, and so may run twice."""
-    flag = isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-    return flag or isinstance(node, (ast.Import, ast.ImportFrom))
+    calls = any(isinstance(part, ast.Call) for part in ast.walk(node))
+    return isinstance(node, (ast.Import, ast.ImportFrom, ast.Assign)) and not calls
 
 
 def _imported_by(node: ast.stmt) -> list[str]:

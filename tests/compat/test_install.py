@@ -96,6 +96,12 @@ def test_module_that_wants_what_the_stand_in_lacks_keeps_its_own(early):
     assert module.nothing == 3
 
 
+def test_what_a_module_calls_beside_an_import_is_not_called_again(early):
+    module = early('calls = []\n' + TRY.format('calls.append(1); from absent import x', 'x = 3'))
+    compat.install()
+    assert module.calls == [1]
+
+
 def test_module_without_a_failed_import_is_not_touched(early):
     module = early('absent = "from absent import x"\ntry: import json\nexcept ImportError: pass\n')
     before = dict(vars(module))
