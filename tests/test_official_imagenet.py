@@ -1,9 +1,9 @@
 """Our configs for ImageNet beside the authors', field by field.
 
-``official_imagenet.json`` holds what the programs of microsoft/Focal-Transformer, microsoft/FocalNet
-and microsoft/Swin-Transformer and the yaml files of PaddleClas set. Each field of a file is read
-from our config in the file's words and units, and must be equal, unless ``EXPLAINED`` gives the
-reason; a reason for a field that is equal fails as well.
+``official_imagenet.json`` holds what the programs of microsoft/Focal-Transformer,
+microsoft/FocalNet and microsoft/Swin-Transformer and the yaml files of PaddleClas set. Each field
+of a file is read from our config in the file's words and units, and must be equal, unless
+``EXPLAINED`` gives the reason; a reason for a field that is equal fails as well.
 
 The programs scale their learning rates from batches of 512 to 1024 images, so that ours are twice
 theirs.
@@ -29,10 +29,10 @@ CLASSIFIERS = sorted(
     for path in (ROOT / 'configs' / 'imagenet').glob('*.py')
     if not path.stem.endswith('_in22k')  # pre-training, which the papers describe in no file
 )
-ERASING = {
-    field: 'the paper excludes random erasing (section 4.1); config.py has the default of Swin'
-    for field in ('AUG.REPROB', 'AUG.REMODE', 'AUG.RECOUNT')
-}
+ERASING = dict.fromkeys(
+    ('AUG.REPROB', 'AUG.REMODE', 'AUG.RECOUNT'),
+    'the paper excludes random erasing (section 4.1); config.py has the default of Swin',
+)
 OTHER_RUN = {
     'TRAIN.WARMUP_EPOCHS': 'config.py stands at 5, with the 20 of ImageNet-1K in a comment',
     'TRAIN.BASE_LR': 'config.py stands at 1e-4, with the 5e-4 of ImageNet-1K in a comment',
