@@ -1,6 +1,6 @@
 """The command ``focal-mm``."""
 
-from . import weights
+from . import data, weights
 from .arguments import ArgumentParser
 from .errors import one_line_errors
 
@@ -10,6 +10,7 @@ def main() -> None:
     parser = ArgumentParser(prog='focal-mm', description=__doc__)
     commands = parser.add_subparsers(required=True)
     weights.add_arguments(commands.add_parser('weights', help=weights.__doc__))
+    data.add_arguments(commands.add_parser('data', help=data.__doc__.replace('%', '%%')))
     args = parser.parse_args()
     with one_line_errors():
         args.run(args)
