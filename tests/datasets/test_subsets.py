@@ -70,7 +70,16 @@ def test_part_is_the_same_in_any_order_and_forever():
     names = [f'{i:012}' for i in range(1000)]
     assert choose(names, '1pct') == choose(reversed(names), '1pct')
     assert sorted(choose(names, '1pct')) == [
-        '000000000021',
+        '000000000045',
+        '000000000137',
+        '000000000151',
+        '000000000197',
+        '000000000214',
+        '000000000661',
+        '000000000708',
+        '000000000812',
+        '000000000879',
+        '000000000916',
     ]
 
 
