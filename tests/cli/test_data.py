@@ -35,7 +35,7 @@ def test_part_is_made_and_the_option_named(focal_mm, tmp_path):
 
 def test_help_lists_the_command(focal_mm):
     status, lines, _ = focal_mm('--help')
-    assert status == 0 and any('1 % or 10 %' in line for line in lines)
+    assert status == 0 and '1 % or 10 % of the images' in ' '.join(map(str.strip, lines))
 
 
 def test_unknown_part_gets_one_line(focal_mm, tmp_path):
