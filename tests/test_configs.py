@@ -117,8 +117,10 @@ def test_optimizer_is_the_papers(name):
 
 @pytest.mark.parametrize('name', DETECTORS)
 def test_schedule_is_the_papers(name):
+    """Swin's 1x decays at 8 and 11, FocalNet's at 9 and 11."""
     cfg, schedule = load(name), parts(name)[2]
-    epochs, *milestones = {'1x': (12, 9, 11), '2x': (24, 16, 22), '3x': (36, 27, 33)}[schedule]
+    first = 9 if name in FOCALNETS else 8
+    epochs, *milestones = {'1x': (12, first, 11), '2x': (24, 16, 22), '3x': (36, 27, 33)}[schedule]
     assert cfg.auto_scale_lr.base_batch_size == 16 == 8 * cfg.train_dataloader.batch_size
     assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == epochs
     assert cfg.param_scheduler[0] == dict(
@@ -178,10 +180,11 @@ def test_focalnet_is_the_papers(name):
 
 @pytest.mark.parametrize('name', FOCAL_TRANSFORMERS)
 def test_focal_transformer_is_the_papers(name):
-    """Section 4.2."""
-    backbone, (_, row, _) = load(name).model.backbone, parts(name)
+    """Section 4.2; in UPerNet the drop path of Swin, whose code the authors follow."""
+    backbone, (method, row, _) = load(name).model.backbone, parts(name)
     assert tuple(backbone.focal_windows) == (15, 13, 9, 7)
-    assert backbone.drop_path_rate == dict(t=0.2, s=0.3, b=0.5, l=0.5)[row.removeprefix('focal_')]
+    rate = dict(t=0.2, s=0.3, b=0.5, l=0.5)[row.removeprefix('focal_')]
+    assert backbone.drop_path_rate == (0.3 if method == 'upernet' else rate)
 
 
 @pytest.mark.parametrize('name', MIXFORMERS)
@@ -331,13 +334,24 @@ def test_training_images_have_one_scale(name):
     ]
 
 
-@pytest.mark.parametrize('name', sorted({*DETECTORS} - {*ONE_SCALE, *OWN_SCALES}))
+@pytest.mark.parametrize(
+    'name', sorted({*DETECTORS} - {*ONE_SCALE, *OWN_SCALES, 'reppoints/focal_t_3x.py'})
+)
 def test_training_images_are_resized_as_in_sparse_rcnn(name):
     resize, crop = load(name).train_dataloader.dataset.pipeline[3].transforms
     sides = [(side, 1333) for side in range(480, 801, 32)]
     assert resize[0].scales == sides == crop[2].scales
     assert crop[0].scales == [(400, 1333), (500, 1333), (600, 1333)]
     assert (crop[1].crop_type, crop[1].crop_size) == ('absolute_range', (384, 600))
+
+
+def test_reppoints_has_the_scales_of_swin():
+    (resize,) = (
+        step
+        for step in load('reppoints/focal_t_3x.py').train_dataloader.dataset.pipeline
+        if 'Resize' in step.type
+    )
+    assert resize.scales == [(side, 1333) for side in range(480, 961, 32)] and resize.keep_ratio
 
 
 def take_a_step(cfg: Config) -> None:

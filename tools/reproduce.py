@@ -10,6 +10,7 @@ from mmengine.config import Config
 from focal_mm.cli import reproduce, tables
 from focal_mm.cli.arguments import ArgumentParser
 from focal_mm.cli.errors import one_line_errors
+from focal_mm.datasets import PARTS
 
 
 def main() -> None:
@@ -37,6 +38,12 @@ def main() -> None:
     )
     parser.add_argument('--mini', action='store_true', help='train and test on the mini datasets')
     parser.add_argument(
+        '--data',
+        choices=PARTS,
+        help='train on 1 %% or 10 %% of the images, a part that `focal-mm data` makes, with the '
+        'runs in a folder of WORK_DIRS; the printed table says so',
+    )
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         default=[],
@@ -45,6 +52,9 @@ def main() -> None:
     )
     args = parser.parse_args()
     options = ['--mini'] if args.mini else []
+    if args.data:
+        options += ['--data', args.data]
+        args.work_dirs /= args.data  # apart from the results of all images
     if args.cfg_options:
         options += ['--cfg-options', *args.cfg_options]
     with one_line_errors():
@@ -70,8 +80,9 @@ def main() -> None:
             reproduce.require_resources(row, cfg, memory)
         for steps in plans.values():
             reproduce.run_steps(steps)
-        costs = {row: tables.count_cost(Config.fromfile(row.path)) for row in rows}
-        metrics = {row: tables.measured_metrics(row, args.work_dirs) for row in rows}
+        printed = [reproduce.mark_part(row, args.data) if args.data else row for row in rows]
+        costs = {row: tables.count_cost(Config.fromfile(row.path)) for row in printed}
+        metrics = {row: tables.measured_metrics(row, args.work_dirs) for row in printed}
         print(tables.render(costs, metrics), end='')
 
 

@@ -30,7 +30,12 @@ def main() -> None:
     args = parser.parse_args()
     with one_line_errors():
         cfg = load_config(
-            args.config, args.work_dir, args.mini, launcher=args.launcher, options=args.cfg_options
+            args.config,
+            args.work_dir,
+            args.mini,
+            launcher=args.launcher,
+            options=args.cfg_options,
+            part=args.data,
         )
         cfg.load_from = args.checkpoint
         require_files(cfg, 'test_dataloader')

@@ -36,6 +36,7 @@ def main() -> None:
             args.amp,
             args.launcher,
             args.cfg_options,
+            args.data,
         )
         if args.resume:
             resume(cfg, args.resume)

@@ -1,3 +1,5 @@
+# Swin and Focal Transformer published no ATSS: heads and schedule are those of FocalNet's, by the
+# same authors. The drop path is Focal-T's in detection.
 _base_ = [
     '../_base_/models/atss.py',
     '../_base_/backbones/focal_t.py',

@@ -1,3 +1,4 @@
+# Swin's file for Cascade Mask R-CNN at 3x; its drop path, 0.2, is also Focal-T's in detection.
 _base_ = [
     '../_base_/models/cascade_4conv1fc.py',
     '../_base_/backbones/focal_t.py',

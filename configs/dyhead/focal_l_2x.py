@@ -1,5 +1,6 @@
 # The Focal Transformer paper trains as DyHead's authors did (section 4.2): mmdet's config of
-# Swin-L with another backbone. The scales of the multi-scale test are not given.
+# Swin-L with another backbone, in half precision as the authors' other detectors. The scales of the
+# multi-scale test are not given.
 #
 # 213.3 M parameters, where Table 5 has 229 M: the paper's 196 channels do not divide into heads of
 # 32, and Focal-L has 192 here.

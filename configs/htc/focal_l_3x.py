@@ -1,6 +1,7 @@
 # HTC++, Swin Transformer's name for HTC with InstaBoost, shorter sides of 400 to 1400 pixels and
-# soft-NMS; 3x with a weight decay of 0.1 (Focal Transformer paper, section 4.2). The scale of the
-# test images is not given; 1400 is the largest of training.
+# soft-NMS; 3x with a weight decay of 0.1 (Focal Transformer paper, section 4.2), in half precision
+# as the authors' other detectors. Swin published no file for it. The scale of the test images is
+# not given; 1400 is the largest of training.
 #
 # 254.7 M parameters, where Table 5 has 265 M: the paper's 196 channels do not divide into heads of
 # 32, and Focal-L has 192 here.

@@ -1,4 +1,5 @@
-# As in the official code, the test crop is 7/8 of the image.
+# The test crop is 7/8 of the image, as in FocalNet's code. Swin's files for 384 pixels resize the
+# whole image instead (TEST.CROP: False); FocalNet published none.
 _base_ = './focalnet_b_22k.py'
 
 train_pipeline = _base_.train_pipeline

@@ -1,5 +1,6 @@
 # LVIS v1 as in mmdet's configs, whose ResNet-50 is the one that the paper compares with (21.7 mask
-# AP, Table 11); the optimizer is that of COCO. The paper leaves both to its appendix.
+# AP, Table 11); the optimizer is that of COCO, and the steps, 8 and 11, are those of both. The
+# paper leaves them to its appendix.
 _base_ = [
     '../_base_/models/mask_rcnn_mixformer.py',
     'mmdet::_base_/datasets/lvis_v1_instance.py',

@@ -1,7 +1,9 @@
-# RepPoints V2 as Swin Transformer's authors released it: a BiFPN, and scores that predict the IoU.
+# RepPoints V2 as Swin Transformer's authors released it: a BiFPN, scores that predict the IoU, and
+# shorter sides of 480 to 960 pixels without the crop branch of their other detectors. Focal
+# Transformer's slides give neither scales nor drop path; Swin's 0.2 is also Focal-T's in detection.
 _base_ = [
     '../_base_/backbones/focal_t.py',
-    '../_base_/datasets/coco_detection_ms.py',
+    'mmdet::_base_/datasets/coco_detection.py',
     '../_base_/schedules/adamw_3x.py',
     '../_base_/default_runtime.py',
 ]
@@ -69,3 +71,11 @@ model = dict(
         max_per_img=100,
     ),
 )
+
+train_pipeline = _base_.train_pipeline
+train_pipeline[2] = dict(
+    type='RandomChoiceResize',
+    scales=[(side, 1333) for side in range(480, 961, 32)],
+    keep_ratio=True,
+)
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

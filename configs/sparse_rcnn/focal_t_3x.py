@@ -1,3 +1,5 @@
+# Swin and Focal Transformer published no Sparse R-CNN: heads and optimizer are those of FocalNet's,
+# by the same authors. The drop path is Focal-T's in detection.
 _base_ = [
     '../_base_/models/sparse_rcnn.py',
     '../_base_/backbones/focal_t.py',

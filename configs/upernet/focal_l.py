@@ -8,9 +8,7 @@ _base_ = [
 
 model = dict(
     data_preprocessor=dict(size=(640, 640)),
-    backbone=dict(
-        arch='large', drop_path_rate=0.5, init_cfg=dict(checkpoint='focal://focal_large_in22k')
-    ),
+    backbone=dict(arch='large', init_cfg=dict(checkpoint='focal://focal_large_in22k')),
     decode_head=dict(in_channels=[192, 384, 768, 1536]),
     auxiliary_head=dict(in_channels=768),
 )

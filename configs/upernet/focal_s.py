@@ -1,7 +1,3 @@
 _base_ = './focal_t.py'
 
-model = dict(
-    backbone=dict(
-        arch='small', drop_path_rate=0.3, init_cfg=dict(checkpoint='focal://focal_small_in1k')
-    )
-)
+model = dict(backbone=dict(arch='small', init_cfg=dict(checkpoint='focal://focal_small_in1k')))

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
+from ..datasets import PARTS
 from ..weights import trust
 
 
@@ -40,6 +41,12 @@ class RunParser(ArgumentParser):
             action='store_true',
             help='train on the built-in mini dataset '
             "of the config's task, for minutes on a CPU, from random weights",
+        )
+        self.add_argument(
+            '--data',
+            choices=PARTS,
+            help='train on 1 %% or 10 %% of the images of COCO or ADE20K, a part that '
+            '`focal-mm data` makes, for as many epochs',
         )
         self.add_argument(
             '--cfg-options',

@@ -1,6 +1,6 @@
 """The command ``focal-mm``."""
 
-from . import script, weights
+from . import data, script, weights
 from .arguments import ArgumentParser
 from .errors import one_line_errors
 
@@ -11,6 +11,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     weights.add_arguments(commands.add_parser('weights', help=weights.__doc__))
     script.add_arguments(commands.add_parser('run', help=script.run.__doc__))
+    data.add_arguments(commands.add_parser('data', help=data.__doc__.replace('%', '%%')))
     args = parser.parse_args()
     with one_line_errors():
         args.run(args)

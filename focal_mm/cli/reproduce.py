@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..config import CONFIGS, dicts, library
+from ..datasets import PARTS
 from ..weights import fetch
 from .arguments import RunParser
 from .runner import load_config, require_files
@@ -39,7 +40,9 @@ def load_row_config(row: Row, folder: Path, options: Sequence[str] = ()) -> Conf
         options (sequence of str): More options of the tools. Default: none.
     """
     given, _ = RunParser('').parse_known_args([str(row.path), *options])
-    return load_config(given.config, str(folder), given.mini, options=given.cfg_options)
+    return load_config(
+        given.config, str(folder), given.mini, options=given.cfg_options, part=given.data
+    )
 
 
 def plan(
@@ -108,6 +111,22 @@ def plan(
                 Step(command('test.py', last, '--work-dir', to, *['--tta'] * several), bool(tested))
             )
     return steps
+
+
+def mark_part(row: Row, part: str) -> Row:
+    """Return the row of a table of its own, whose title and note say what its results are from.
+
+    Args:
+        row (Row): A row of a paper.
+        part (str): ``'1pct'`` or ``'10pct'``, see :mod:`focal_mm.datasets.subsets`.
+    """
+    images = f'{100 * PARTS[part]:g} % of the training images'
+    note = f"our results are from {images}, and the paper's from all of them"
+    return replace(
+        row,
+        table=f'{row.table}, trained on {images}',
+        note=f'{row.note}; {note}' if row.note else note,
+    )
 
 
 def require_resources(row: Row, cfg: Config, memory: int | None = None) -> None:

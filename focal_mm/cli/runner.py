@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from torch.distributed import init_process_group
 
 from ..config import datasets_of, dicts, move_data_root
-from ..datasets import from_scratch, use_mini
+from ..datasets import command_for, from_scratch, use_mini, use_part
 
 
 def load_config(
@@ -28,6 +28,7 @@ def load_config(
     amp: bool = False,
     launcher: str = 'none',
     options: dict[str, Any] | None = None,
+    part: str | None = None,
 ) -> Config:
     """Read a config and apply the options of a command line.
 
@@ -45,12 +46,19 @@ def load_config(
         launcher (str): mmengine's launcher of distributed runs. Default: ``'none'``.
         options (dict, optional): Settings by dotted key, applied after ``mini`` and ``scratch``.
             ``data_root`` also moves every path in the config's own. Default: none.
+        part (str, optional): Train on a part of COCO or ADE20K, see
+            :func:`focal_mm.datasets.use_part`. Default: on all of the data.
 
     Raises:
         FileNotFoundError: If there is no such config.
-        ValueError: If the options don't fit the config, or there is no mini dataset for its task.
+        ValueError: If the options don't fit the config, or there is no mini dataset for its task or
+            no part of its data.
     """
     cfg = _read_config(config)
+    if part:
+        if mini:
+            raise ValueError(f'--mini and --data {part} are two sets of data; leave one out')
+        cfg = use_part(cfg, part)
     if mini:
         cfg = use_mini(cfg)
     elif scratch:
@@ -129,6 +137,8 @@ def require_files(cfg: Config, *loaders: str) -> None:
             *(node.get('ann_file') for node in dicts(evaluator)),
         ]:
             if path and '://' not in path and not Path(path).exists():
+                if command := command_for(path):
+                    raise FileNotFoundError(f'{path} does not exist; {command} makes it')
                 option = 'data_root' if 'data_root' in cfg else f'{key}.dataset.data_root'
                 raise FileNotFoundError(
                     f'{path}, which {key} reads, does not exist; if the data is elsewhere, say '

@@ -1,6 +1,18 @@
-"""The drawn mini datasets, and configs that train on them."""
+"""The drawn mini datasets, parts of COCO and ADE20K, and configs that train on them."""
 
 from .mini import from_scratch, use_mini
 from .shapes import mini_ade20k, mini_coco, mini_imagenet
+from .subsets import PARTS, command_for, use_part, write_ade20k_part, write_coco_part
 
-__all__ = ['from_scratch', 'mini_ade20k', 'mini_coco', 'mini_imagenet', 'use_mini']
+__all__ = [
+    'PARTS',
+    'command_for',
+    'from_scratch',
+    'mini_ade20k',
+    'mini_coco',
+    'mini_imagenet',
+    'use_mini',
+    'use_part',
+    'write_ade20k_part',
+    'write_coco_part',
+]

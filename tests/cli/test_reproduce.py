@@ -67,6 +67,16 @@ def test_missing_data_and_weights_are_named(row, tmp_path, monkeypatch):
         reproduce.require_resources(row, cfg)
 
 
+def test_part_of_the_data_reaches_the_tools_and_marks_the_table(row, tmp_path):
+    train, test, _ = reproduce.plan(row, tmp_path, options=['--data', '10pct'])
+    assert train.command[-2:] == ['--data', '10pct']
+    assert str(tmp_path / 'iter_16000.pth') in test.command
+    marked = reproduce.mark_part(row, '10pct')
+    page = tables.render({marked: tables.Cost(1, 1, 0)}, {marked: dict(mIoU=30.0)})
+    assert page.startswith(f'## {row.table}, trained on 10 % of the training images\n')
+    assert 'our results are from 10 % of the training images' in page.splitlines()[-1]
+
+
 def test_too_little_memory_is_said_before_the_run(row, tmp_path):
     cfg = reproduce.load_row_config(row, tmp_path, ['--mini'])
     with pytest.raises(ValueError, match='upernet/focalnet_t: 4 images need at least 3 GiB, and'):

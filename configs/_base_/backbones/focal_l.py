@@ -1,4 +1,4 @@
-# Focal-L. The paper does not give its stochastic depth; 0.5 is Focal-B's.
+# Focal-L. The paper does not give its stochastic depth in detection; 0.5 is Focal-B's.
 _base_ = './focal_t.py'
 
 backbone = dict(

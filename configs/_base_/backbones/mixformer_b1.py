@@ -1,5 +1,5 @@
 # MixFormer-B1 in dense prediction (MixFormer paper, section 4.2): ImageNet weights; the stochastic
-# depth is the arch's, as on ImageNet.
+# depth is the arch's, as on ImageNet, because the paper leaves it to its appendix.
 backbone = dict(
     type='MixFormer',
     arch='b1',

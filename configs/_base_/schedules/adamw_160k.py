@@ -1,4 +1,5 @@
-# Swin's schedule in UPerNet, which all three papers follow.
+# Swin's schedule in UPerNet, which all three papers follow, in single precision as in Swin's and
+# FocalNet's files.
 _base_ = 'mmseg::_base_/schedules/schedule_160k.py'
 
 optim_wrapper = dict(

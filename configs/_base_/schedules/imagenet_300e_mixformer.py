@@ -1,4 +1,5 @@
-# The official PaddleClas configs of MixFormer-B1 to B3; gradients are not clipped.
+# The official PaddleClas configs of MixFormer-B1 to B3; gradients are not clipped, and precision is
+# single.
 _base_ = 'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py'
 
 optim_wrapper = dict(optimizer=dict(lr=8e-4, weight_decay=0.04))
