@@ -157,7 +157,7 @@ class FocalTransformer(StagedBackbone):
 
             - ``tiny``, ``small``, ``base``: Table 1.
             - ``large``: section 4.1, with 192 channels; the paper's 196 are not divisible into
-              heads of 32. docs/tables.md compares both.
+              heads of 32. ``configs/htc`` and ``configs/dyhead`` have 196, in heads of 28.
             - the same with ``_conv``: overlapped patch embedding.
             - ``fast_tiny``, ``fast_small``, ``fast_base``: the authors' faster version, with
               :class:`NearestAttention` and overlapped patch embedding.

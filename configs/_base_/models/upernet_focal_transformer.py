@@ -1,5 +1,5 @@
 # Focal Transformer paper, section 4.3; the focal windows are those of detection. The paper counts
-# 62, 85 and 126 M parameters; these models have 60.6, 82.8 and 123.4 M (62.5, 84.8 and 126.8 M with
+# 62, 85 and 126 M parameters; these models have 60.9, 83.1 and 123.8 M (62.8, 85.1 and 127.2 M with
 # overlapped patches).
 _base_ = ['mmseg::_base_/models/upernet_r50.py', '../backbones/focal_t.py']
 
