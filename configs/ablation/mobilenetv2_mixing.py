@@ -1,5 +1,5 @@
-# MixFormer paper, Table 12. The recipe is MixFormer-B1's: the paper trains with its own setting. So are
-# the norm and the projection before the classifier.
+# MixFormer paper, Table 12, trained as MixFormer-B1, with its norm and projection before the
+# classifier: the paper says only that the setting is its own.
 _base_ = '../imagenet/mixformer_b1.py'
 
 model = dict(

@@ -268,19 +268,18 @@ class ConvNetModulation(FocalModulation):
 
 
 class AttentionInPlace(FocalModulation):
-    """Base of the self-attention of Table 10: each token attends to tokens of its own, f_z, q and h
-    of Eq. 6 are left out.
+    """Base of the self-attention of Table 10, where f_z, q and h of Eq. 6 are the identity.
 
-    The paper does not give the number of heads; they have 32 channels here, as Swin's, or the
-    largest number below that divides C. Of the checkpoints of other modulations only kernels and
-    the output projection would fit, so they are refused. ``keep_maps`` has no effect.
+    ``q`` projects queries, ``f`` keys and values. The paper does not give the number of heads. They
+    have 32 channels here, as in Swin, or the largest power of 2 that divides C if that is less.
+    Checkpoints of other modulations do not fit. ``keep_maps`` has no effect.
     """
 
     def __init__(self, dim: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(dim, *args, **kwargs)
-        del self.f, self.h
+        del self.h
         self.num_heads = dim // gcd(dim, 32)
-        self.q, self.kv = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        self.q, self.f = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
         self.normalize_modulator = False  # nothing is summed
 
     def forward(self, x: Tensor) -> Tensor:
@@ -322,7 +321,7 @@ class MultiScaleAttention(AttentionInPlace):
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Project, then summarize."""
-        key, value = project(self.kv, x).chunk(2, -1)
+        key, value = project(self.f, x).chunk(2, -1)
         return self.summarize(key), self.summarize(value)
 
 
@@ -333,7 +332,7 @@ class LateMultiScaleAttention(AttentionInPlace):
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Summarize, then project."""
-        key, value = project(self.kv, self.summarize(x)).chunk(2, -1)
+        key, value = project(self.f, self.summarize(x)).chunk(2, -1)
         return key, value
 
 
@@ -351,17 +350,18 @@ class SlidingWindowAttention(AttentionInPlace):
     ) -> None:
         super().__init__(dim, focal_level, focal_window, focal_factor, **kwargs)
         self.focal_layers = nn.ModuleList()
+        del self.act
         self.side = focal_window + focal_factor * (focal_level - 1)
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Project, then cut out windows."""
-        key, value = self.windows(project(self.kv, x)).chunk(2, -1)
+        key, value = self.windows(project(self.f, x)).chunk(2, -1)
         return key, value
 
     def mask(self, x: Tensor) -> Tensor:
         """Exclude what lies outside of the map."""
-        inside = self.windows(torch.ones_like(x[:1, :, :, :1]))
-        return torch.where(inside.transpose(3, 4)[:, :, :, None] > 0, 0.0, float('-inf'))
+        inside = self.windows(x.new_ones(1, *x.shape[1:3], 1)).transpose(3, 4)[:, :, :, None]
+        return torch.zeros_like(inside).masked_fill(inside == 0, float('-inf'))
 
     def windows(self, x: Tensor) -> Tensor:
         """Cut out, for each token, the window round it: (N, H, W, C) -> (N, H, W, side^2, C)."""
@@ -370,8 +370,8 @@ class SlidingWindowAttention(AttentionInPlace):
         return out.unflatten(2, size).unflatten(1, (-1, self.side**2)).permute(0, 3, 4, 2, 1)
 
 
-# The names that `FocalNet(modulation=...)` takes. A checkpoint of 'focal' loads into all of them but
-# the last three.
+# The names that `FocalNet(modulation=...)` takes. A checkpoint of 'focal' loads into all without
+# attention.
 MODULATIONS: dict[str, type[FocalModulation]] = dict(
     focal=FocalModulation,
     additive=AdditiveModulation,

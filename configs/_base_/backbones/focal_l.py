@@ -1,5 +1,6 @@
 # Focal-L has 196 channels (Focal Transformer paper, section 4.1), which do not divide into heads of
-# 32; the paper gives no other number. It does not give the stochastic depth either; 0.5 is Focal-B's.
+# 32; the paper gives no other number. It does not give the stochastic depth either; 0.5 is that of
+# Focal-B.
 _base_ = './focal_t.py'
 
 backbone = dict(
