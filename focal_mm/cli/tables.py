@@ -305,7 +305,7 @@ def row_cells(row: Row, cost: Cost, metrics: dict[str, float], names: list[str])
         row.config,
         f'{_format(row.params)} / {cost.params:.1f}',
         f'{_format(row.flops)} / {cost.flops:.{digits}f}',
-        f'{cost.attention:.1f}' if cost.attention else '',
+        f'{cost.attention:.{max(digits, 1)}f}' if cost.attention else '',
         differences(row, cost),
         *pairs,
     ]
