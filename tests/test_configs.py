@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[1]
 ALL_CONFIGS = sorted(
     p.relative_to(ROOT / 'configs').as_posix() for p in (ROOT / 'configs').glob('[!_]*/*.py')
 )
-CONFIGS = [name for name in ALL_CONFIGS if not name.startswith('keypoint/')]  # test_keypoints.py
+# test_keypoints.py and test_ablation_configs.py have the others.
+CONFIGS = [name for name in ALL_CONFIGS if not name.startswith(('keypoint/', 'ablation/'))]
 TABLES = json.loads((Path(__file__).parent / 'data' / 'tables.json').read_text())
 ROWS = {
     (row.get('method', 'imagenet'), row['backbone']): row
@@ -86,10 +87,10 @@ def test_parameters_are_the_papers(name):
     tolerance = dict(rel=0.012 if method == 'mask_rcnn' else 0.015)
     if isinstance(size, int):
         tolerance = dict(abs=0.8 if method == 'upernet' else 0.5)
-    if backbone == 'focal_l':  # the paper's has 196 channels, see the configs
-        tolerance = dict(rel=0.07)
+    if backbone == 'focal_l':  # see docs/tables.md
+        tolerance = dict(rel=0.028)
     if method == 'upernet' and name in FOCAL_TRANSFORMERS:  # its base says what is known of it
-        tolerance = dict(rel=0.026)
+        tolerance = dict(rel=0.023)
     if method == 'mask2former':  # the published weights have more, as the config says
         tolerance = dict(rel=0.037)
     assert millions == pytest.approx(size, **tolerance)
@@ -182,7 +183,7 @@ def test_focalnet_is_the_papers(name):
 def test_focal_transformer_is_the_papers(name):
     """Section 4.2; in UPerNet the drop path of Swin, whose code the authors follow."""
     backbone, (method, row, _) = load(name).model.backbone, parts(name)
-    assert tuple(backbone.focal_windows) == (15, 13, 9, 7)
+    assert tuple(backbone.focal_windows) == (15, 13, 9, 7) and backbone.expand_sizes == 3
     rate = dict(t=0.2, s=0.3, b=0.5, l=0.5)[row.removeprefix('focal_')]
     assert backbone.drop_path_rate == (0.3 if method == 'upernet' else rate)
 
@@ -519,7 +520,10 @@ def test_masks_are_loaded_and_evaluated_where_there_is_a_head_for_them(name):
 def test_index_lists_every_config():
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
     models = [m for path in index for m in yaml.safe_load((ROOT / path).read_text())['Models']]
-    assert sorted(m['Config'] for m in models) == [f'configs/{name}' for name in ALL_CONFIGS]
+    # Some stand in the table of an ablation as well.
+    assert sorted({m['Config'] for m in models}) == [f'configs/{name}' for name in ALL_CONFIGS]
+    names = [m['Name'] for m in models]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize('folder', sorted({name.split('/')[0] for name in CONFIGS}))
@@ -547,6 +551,7 @@ def test_index_gives_the_papers_figures(folder):
         assert results == figures
         assert model['Metadata'].get('Parameters (M)') == row.get('params_M')
         assert model['Metadata'].get('FLOPs (G)') == row.get('flops_G')
+        assert model['Metadata'].get('Throughput (images/s, V100)') == row.get('throughput_V100')
 
 
 @pytest.mark.parametrize('entry', [e for e in ZOO.values() if e.options], ids=lambda e: e.name)

@@ -1,9 +1,6 @@
 # The Focal Transformer paper trains as DyHead's authors did (section 4.2): mmdet's config of
 # Swin-L with another backbone, in half precision as the authors' other detectors. The scales of the
 # multi-scale test are not given.
-#
-# 213.3 M parameters, where Table 5 has 229 M: the paper's 196 channels do not divide into heads of
-# 32, and Focal-L has 192 here.
 _base_ = [
     'mmdet::dyhead/atss_swin-l-p4-w12_fpn_dyhead_ms-2x_coco.py',
     '../_base_/backbones/focal_l.py',
@@ -11,7 +8,10 @@ _base_ = [
 
 custom_imports = dict(imports=['focal_mm'], allow_failed_imports=False)
 
-model = dict(backbone=dict(_delete_=True, out_indices=(1, 2, 3), **_base_.pop('backbone')))
+model = dict(
+    backbone=dict(_delete_=True, out_indices=(1, 2, 3), **_base_.pop('backbone')),
+    neck=[dict(_base_.model.neck[0], in_channels=[392, 784, 1568]), _base_.model.neck[1]],
+)
 
 tta_model = dict(
     type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.6), max_per_img=100)

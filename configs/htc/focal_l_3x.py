@@ -2,9 +2,6 @@
 # soft-NMS; 3x with a weight decay of 0.1 (Focal Transformer paper, section 4.2), in half precision
 # as the authors' other detectors. Swin published no file for it. The scale of the test images is
 # not given; 1400 is the largest of training.
-#
-# 254.7 M parameters, where Table 5 has 265 M: the paper's 196 channels do not divide into heads of
-# 32, and Focal-L has 192 here.
 _base_ = ['mmdet::htc/htc_r50_fpn_1x_coco.py', '../_base_/backbones/focal_l.py']
 
 custom_imports = dict(imports=['focal_mm'], allow_failed_imports=False)
@@ -19,7 +16,7 @@ def is_installed(package):
 
 model = dict(
     backbone=dict(_delete_=True, **_base_.pop('backbone')),
-    neck=dict(in_channels=[192, 384, 768, 1536]),
+    neck=dict(in_channels=[196, 392, 784, 1568]),
     test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms'))),
 )
 

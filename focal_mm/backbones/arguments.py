@@ -176,6 +176,18 @@ def check_sizes(family: str, **sizes: Any) -> None:
             raise ValueError(f'{family}: {name}={value!r}; give one int, 1 or more')
 
 
+def window_sides(family: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
+    """Return the side of a window for each stage; an int is repeated for all stages.
+
+    Raises:
+        ValueError: If there are more or fewer values than stages, or one is below 1.
+    """
+    sides = per_stage(family, 'window_size', value, stages)
+    if min(sides) < 1:
+        raise ValueError(f'{family}: window_size={value!r}; give sides of 1 token or more')
+    return sides
+
+
 def drop_path_rates(family: str, rate: float, depths: Sequence[int]) -> Iterator[float]:
     """Return the rate of stochastic depth of each block: from 0 at the first, growing linearly.
 

@@ -3,9 +3,11 @@
 Equations, sections and tables below are the paper's.
 """
 
+from math import gcd
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from ..kernels.depthwise import DepthwiseConv2d
 from ..kernels.dispatch import can_fuse, fused_step
 from ..kernels.gated_context import gated_context, kernels_of
 from ..kernels.linear import PatchConv2d, project, project_map, project_parts
+from ..kernels.window_attention import attention
 from ..weights.loading import FittedModule, initial_state
 from ..weights.resize import fit_gates
 from .base import build_norm
@@ -264,7 +267,111 @@ class ConvNetModulation(FocalModulation):
                 state_dict[f'{prefix}f.{name}'] = joint[self.dim : 2 * self.dim]
 
 
-# The names that `FocalNet(modulation=...)` takes. A checkpoint of 'focal' loads into all of them.
+class AttentionInPlace(FocalModulation):
+    """Base of the self-attention of Table 10, where f_z, q and h of Eq. 6 are the identity.
+
+    ``q`` projects queries, ``f`` keys and values. The paper does not give the number of heads. They
+    have 32 channels here, as in Swin, or the largest power of 2 that divides C if that is less.
+    Checkpoints of other modulations do not fit. ``keep_maps`` has no effect.
+    """
+
+    def __init__(self, dim: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(dim, *args, **kwargs)
+        del self.h
+        self.num_heads = dim // gcd(dim, 32)
+        self.q, self.f = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        self.normalize_modulator = False  # nothing is summed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        query = project(self.q, x)[:, :, :, None]
+        key, value = self.keys_and_values(x)
+        query, key, value = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(3, 4) for part in (query, key, value)
+        )
+        out = attention(query, key, value, self.mask(x)).flatten(3)
+        return self.proj_drop(project(self.proj, self.ln(out)))
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of each token, shape (N, H, W, keys, C), of a map (N, H, W, C)."""
+        raise NotImplementedError
+
+    def mask(self, x: Tensor) -> Tensor:
+        """Return what is added to the scores of a map (N, H, W, C), broadcast to (N, H, W, heads,
+        1, keys).
+        """
+        return x.new_zeros(())
+
+    def summarize(self, x: Tensor) -> Tensor:
+        """Return each token and its contexts z^1 to z^(L+1), (N, H, W, C) -> (N, H, W, L + 2, C).
+
+        The global context is repeated at each position.
+        """
+        x = x.permute(0, 3, 1, 2)
+        levels = [level.expand_as(x) for level in (x, *self.contextualize(x))]
+        return torch.stack(levels, -1).permute(0, 2, 3, 4, 1)
+
+
+class MultiScaleAttention(AttentionInPlace):
+    """Attention of each token to itself and its contexts (Table 10, multi-scale self-attention).
+
+    Keys and values are projected before they are summarized, both by the same kernels, as the
+    paper's FLOPs and parameters say.
+    """
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Project, then summarize."""
+        key, value = project(self.f, x).chunk(2, -1)
+        return self.summarize(key), self.summarize(value)
+
+
+class LateMultiScaleAttention(AttentionInPlace):
+    """Attention of each token to itself and its contexts (Table 10, multi-scale self-attention, QKV
+    later): keys and values are projected after the tokens are summarized.
+    """
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Summarize, then project."""
+        key, value = project(self.f, self.summarize(x)).chunk(2, -1)
+        return key, value
+
+
+class SlidingWindowAttention(AttentionInPlace):
+    """Attention of each token to the window round it (Table 10, sliding-window self-attention).
+
+    The window has the size of the last level's kernel: 7x7 in FocalNet-T (LRF). Tokens outside of
+    the map are masked. Time and memory grow with the tokens times the window.
+    """
+
+    fewest_levels = 1
+
+    def __init__(
+        self, dim: int, focal_level: int, focal_window: int, focal_factor: int = 2, **kwargs: Any
+    ) -> None:
+        super().__init__(dim, focal_level, focal_window, focal_factor, **kwargs)
+        self.focal_layers = nn.ModuleList()
+        del self.act
+        self.side = focal_window + focal_factor * (focal_level - 1)
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Project, then cut out windows."""
+        key, value = self.windows(project(self.f, x)).chunk(2, -1)
+        return key, value
+
+    def mask(self, x: Tensor) -> Tensor:
+        """Exclude what lies outside of the map."""
+        inside = self.windows(x.new_ones(1, *x.shape[1:3], 1)).transpose(3, 4)[:, :, :, None]
+        return torch.zeros_like(inside).masked_fill(inside == 0, float('-inf'))
+
+    def windows(self, x: Tensor) -> Tensor:
+        """Cut out, for each token, the window round it: (N, H, W, C) -> (N, H, W, side^2, C)."""
+        size, half = x.shape[1:3], self.side // 2
+        out = F.unfold(x.permute(0, 3, 1, 2), self.side, padding=half)
+        return out.unflatten(2, size).unflatten(1, (-1, self.side**2)).permute(0, 3, 4, 2, 1)
+
+
+# The names that `FocalNet(modulation=...)` takes. A checkpoint of 'focal' loads into all without
+# attention.
 MODULATIONS: dict[str, type[FocalModulation]] = dict(
     focal=FocalModulation,
     additive=AdditiveModulation,
@@ -273,4 +380,7 @@ MODULATIONS: dict[str, type[FocalModulation]] = dict(
     no_gating=NoGatingModulation,
     pooling=PoolingModulation,
     convnet=ConvNetModulation,
+    multi_scale_attention=MultiScaleAttention,
+    multi_scale_attention_qkv_later=LateMultiScaleAttention,
+    sliding_window=SlidingWindowAttention,
 )

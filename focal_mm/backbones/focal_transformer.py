@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from ..kernels.window_plans import add_spare_windows, pad_to_multiple, roll
 from ..registry import MODELS
-from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
+from .arguments import (
+    check_sizes,
+    drop_path_rates,
+    per_stage,
+    refuse_arguments,
+    resolve_arch,
+    window_sides,
+)
 from .base import Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm
 from .focal_attention import FocalAttention, MultiLevelAttention, NearestAttention, SubWindowPool
 
@@ -139,8 +146,10 @@ class FocalTransformer(StagedBackbone):
     Parameters have the names of the official code, so that its checkpoints load as they are;
     biases are fitted to the model (:meth:`FocalAttention.fit_state_dict`).
 
-    Any map is padded to whole windows. In the official classifier a stage whose map is smaller
-    than its window gets other parameters; here it keeps them.
+    Any map is padded to whole windows. The official classifier instead is built for one image: a
+    stage whose map is not larger than a window gets windows as large as the map, and neither
+    surroundings nor shift. At 224x224, its window of 14 (Table 7) is ``window_size=(14, 14, 14, 7),
+    expand_sizes=(3, 3, 0, 0)`` here.
 
     Args:
         arch (str, dict or None): A name below, or the settings themselves (``embed_dims`` and
@@ -148,7 +157,7 @@ class FocalTransformer(StagedBackbone):
 
             - ``tiny``, ``small``, ``base``: Table 1.
             - ``large``: section 4.1, with 192 channels; the paper's 196 are not divisible into
-              heads of 32. docs/tables.md compares both.
+              heads of 32. ``configs/htc`` and ``configs/dyhead`` have 196, in heads of 28.
             - the same with ``_conv``: overlapped patch embedding.
             - ``fast_tiny``, ``fast_small``, ``fast_base``: the authors' faster version, with
               :class:`NearestAttention` and overlapped patch embedding.
@@ -156,7 +165,7 @@ class FocalTransformer(StagedBackbone):
         depths (int or Sequence[int], optional): Blocks of each stage (Table 9). This and the other
             sizes override the arch's; an int stands for equal stages.
         num_heads (int or Sequence[int], optional): Attention heads of each stage.
-        window_size (int): Side of a window, Table 7. Default: 7.
+        window_size (int or Sequence[int]): Side of a window of each stage, Table 7. Default: 7.
         focal_levels (int or Sequence[int], optional): Levels of attention of each stage, the fine
             one included. 1 leaves the pooled maps out (Figure 5, window and local).
         focal_windows (int or Sequence[int], optional): Side of the region of the first pooled map
@@ -216,7 +225,7 @@ class FocalTransformer(StagedBackbone):
         embed_dims: int | None = None,
         depths: int | Sequence[int] | None = None,
         num_heads: int | Sequence[int] | None = None,
-        window_size: int = 7,
+        window_size: int | Sequence[int] = 7,
         focal_levels: int | Sequence[int] | None = None,
         focal_windows: int | Sequence[int] | None = None,
         expand_sizes: int | Sequence[int] | None = None,
@@ -268,10 +277,10 @@ class FocalTransformer(StagedBackbone):
             in_channels=in_channels,
             embed_dims=sizes['embed_dims'],
             patch_size=patch_size,
-            window_size=window_size,
         )
         stage_depths: tuple[int, ...] = sizes['depths']
         count = len(stage_depths)
+        sides = window_sides('FocalTransformer', window_size, count)
         heads, levels, windows, expand = (
             per_stage('FocalTransformer', name, sizes[name], count)
             for name in ('num_heads', 'focal_levels', 'focal_windows', 'expand_sizes')
@@ -283,10 +292,10 @@ class FocalTransformer(StagedBackbone):
 
         stages = []
         for i, dim in enumerate(dims):
-            most = window_size.bit_length() + 1
+            most = sides[i].bit_length() + 1
             if not 1 <= levels[i] <= most:
                 raise ValueError(
-                    f'FocalTransformer: focal_levels={levels[i]} with window_size={window_size}; '
+                    f'FocalTransformer: focal_levels={levels[i]} with window_size={sides[i]}; '
                     'the fine level counts, and each pooled one after the first halves the '
                     f'sub-window: choose from 1 to {most}'
                 )
@@ -301,14 +310,14 @@ class FocalTransformer(StagedBackbone):
                     build(
                         dim,
                         heads[i],
-                        window_size,
+                        sides[i],
                         pooled_levels=0 if focal_pool == 'none' else levels[i] - 1,
                         qkv_bias=qkv_bias,
                         attn_drop=attn_drop_rate,
                         proj_drop=drop_rate,
                     ),
                     focal_pool,
-                    window_size // 2 if use_shift and number % 2 else 0,
+                    sides[i] // 2 if use_shift and number % 2 else 0,
                     mlp_ratio,
                     drop_rate,
                     next(drop_paths),

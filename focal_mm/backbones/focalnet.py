@@ -130,7 +130,7 @@ class FocalNet(StagedBackbone):
             each stage, odd. ImageNet checkpoints have 3 (large, xlarge ``_fl3``: 5), the paper's
             Mask R-CNN 9 (section 4.2).
         focal_factor (int): Growth of the kernel from level to level. Default: 2.
-        modulation (str or type): ``'focal'``, the name of an ablation of Tables 10 and 11 in
+        modulation (str or type): ``'focal'``, the name of a variant of Tables 10 and 11 in
             :data:`MODULATIONS`, or a subclass of :class:`FocalModulation`. Table 12 is
             ``focal_levels`` and ``focal_windows``. Default: ``'focal'``.
         use_conv_embed (bool, optional): Overlapped patch embedding, Table 2. The official

@@ -16,7 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..kernels.linear import PatchConv2d
 from ..kernels.window_plans import pad_to_multiple, roll
 from ..registry import MODELS
-from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
+from .arguments import (
+    check_sizes,
+    drop_path_rates,
+    per_stage,
+    refuse_arguments,
+    resolve_arch,
+    window_sides,
+)
 from .base import Mlp, Stage, StagedBackbone, build_norm
 from .folding import fold_after, fold_before, require_eval
 from .mixing_attention import MixingAttention, SuccessiveAttention, WindowAttentionBlock
@@ -179,7 +186,7 @@ class MixFormer(StagedBackbone):
         depths (int or Sequence[int], optional): Blocks of each stage. This and the other sizes
             override the arch's; an int stands for equal stages.
         num_heads (int or Sequence[int], optional): Attention heads of each stage.
-        window_size (int): Side of an attention window. Default: 7.
+        window_size (int or Sequence[int]): Side of an attention window of each stage. Default: 7.
         dwconv_kernel_size (int): Kernel size of the depth-wise convolutions, odd (Table 8).
             Default: 3.
         qkv_bias (bool): Bias in the projection to query, key and value. Default: True.
@@ -216,7 +223,7 @@ class MixFormer(StagedBackbone):
         embed_dims: int | Sequence[int] | None = None,
         depths: int | Sequence[int] | None = None,
         num_heads: int | Sequence[int] | None = None,
-        window_size: int = 7,
+        window_size: int | Sequence[int] = 7,
         dwconv_kernel_size: int = 3,
         qkv_bias: bool = True,
         parallel: bool = True,
@@ -259,10 +266,10 @@ class MixFormer(StagedBackbone):
             'MixFormer',
             in_channels=in_channels,
             patch_size=patch_size,
-            window_size=window_size,
         )
         stage_depths: tuple[int, ...] = sizes['depths']
         count, dims = len(stage_depths), sizes['embed_dims']
+        sides = window_sides('MixFormer', window_size, count)
         if isinstance(dims, int):
             dims = [dims * 2**i for i in range(count)]
         dims = per_stage('MixFormer', 'embed_dims', dims, count)
@@ -279,10 +286,10 @@ class MixFormer(StagedBackbone):
                     mixing(
                         dim,
                         heads[i],
-                        window_size=window_size,
+                        window_size=sides[i],
                         dwconv_kernel_size=dwconv_kernel_size,
                         qkv_bias=qkv_bias,
-                        shift_size=window_size // 2 if use_shift and j % 2 else 0,
+                        shift_size=sides[i] // 2 if use_shift and j % 2 else 0,
                         channel_interaction=channel_interaction,
                         spatial_interaction=spatial_interaction,
                         attn_drop=attn_drop_rate,

@@ -46,7 +46,10 @@ METRICS = {
     'mIoU': ('mIoU', 1),
     'PQ': ('coco_panoptic/PQ', 1),
     'Top 1 Accuracy': ('accuracy/top1', 1),
+    'Top 5 Accuracy': ('accuracy/top5', 1),
 }
+# The papers' images a second on one V100, which nothing here measures again.
+THROUGHPUT = 'Throughput (images/s, V100)'
 # Number of regions that the papers' counter gives the heads of a two-stage detector.
 BOXES, MASKS = 1000, 100
 
@@ -60,8 +63,9 @@ class Row:
         table (str): Name of the table: ``FocalNet, Table 5``.
         params (float or None): Parameters in millions, as the paper gives them.
         flops (float or None): Multiply-adds in G, as the paper gives them.
-        metrics (dict): Results in percent, as the paper gives them.
+        metrics (dict): Results in percent, as the paper gives them, and its throughput.
         note (str): Why parameters or FLOPs differ from the paper's; empty if they don't.
+        remark (str): What else a reader must know of the paper's figures. Default: empty.
     """
 
     config: str
@@ -70,6 +74,7 @@ class Row:
     flops: float | None
     metrics: dict[str, float]
     note: str
+    remark: str = ''
 
     @property
     def path(self) -> Path:
@@ -104,6 +109,8 @@ def load_rows() -> list[Row]:
                     for result in model.get('Results', ())
                     for name, value in result['Metrics'].items()
                 }
+                if THROUGHPUT in about:
+                    metrics[THROUGHPUT] = about[THROUGHPUT]
                 found.append(
                     Row(
                         model['Config'].removeprefix('configs/').removesuffix('.py'),
@@ -112,6 +119,7 @@ def load_rows() -> list[Row]:
                         about.get('FLOPs (G)'),
                         metrics,
                         about.get('Note', ''),
+                        about.get('Remark', ''),
                     )
                 )
     return sorted(
@@ -274,9 +282,9 @@ def render(costs: dict[Row, Cost], metrics: dict[Row, dict[str, float]], html: b
         header = ['config', 'parameters (M)', 'FLOPs (G)', 'attention (G)', 'differs', *names]
         body = [row_cells(row, costs[row], metrics[row], names) for row in members]
         notes = [
-            f'{", ".join(row.config for row in members if row.note == note)}: {note}.'
-            for note in dict.fromkeys(row.note for row in members)
-            if note
+            f'{", ".join(row.config for row in members if text in (row.note, row.remark))}: {text}.'
+            for text in dict.fromkeys(text for row in members for text in (row.note, row.remark))
+            if text
         ]
         parts.append((_html if html else _markdown)(table, header, body, notes))
     return '\n\n'.join(parts) + '\n'
@@ -291,18 +299,13 @@ def row_cells(row: Row, cost: Cost, metrics: dict[str, float], names: list[str])
         metrics (dict): Its :func:`measured_metrics`.
         names (list[str]): Names of the metrics that have a column.
     """
-    digits = 1 if cost.flops < 100 else 0
-    pairs = [
-        f'{_format(row.metrics.get(name))} / {_format(metrics.get(name))}'
-        if name in row.metrics
-        else ''
-        for name in names
-    ]
+    digits = max(_decimals(row.flops), 1 if cost.flops < 100 else 0)
+    pairs = [_pair(name, row.metrics.get(name), metrics.get(name)) for name in names]
     return [
         row.config,
         f'{_format(row.params)} / {cost.params:.1f}',
         f'{_format(row.flops)} / {cost.flops:.{digits}f}',
-        f'{cost.attention:.1f}' if cost.attention else '',
+        f'{cost.attention:.{max(digits, 1)}f}' if cost.attention else '',
         differences(row, cost),
         *pairs,
     ]
@@ -324,11 +327,21 @@ def differences(row: Row, cost: Cost) -> str:
     ):
         if paper is None:
             continue
-        rounding = 0.5 if isinstance(paper, int) else 0.05
+        rounding = 0.5 * 0.1 ** _decimals(paper)
         nearest = min(max(paper, low), high)
         if abs(nearest - paper) - rounding > TOLERANCE * paper:
             found.append(f'{name} {100 * (nearest / paper - 1):+.1f} %')
     return ', '.join(found)
+
+
+def _pair(name: str, paper: float | None, ours: float | None) -> str:
+    if paper is None or name == THROUGHPUT:
+        return '' if paper is None else _format(paper)
+    return f'{_format(paper)} / {_format(ours)}'
+
+
+def _decimals(value: float | None) -> int:
+    return len(str(value).partition('.')[2]) if isinstance(value, float) else 0
 
 
 def _format(value: float | None) -> str:

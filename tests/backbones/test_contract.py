@@ -91,6 +91,24 @@ NETS: dict[str, tuple[type[nn.Module], dict]] = {
             modulation='convnet',
         ),
     ),
+    'focalnet_attention': (
+        FocalNet,
+        dict(
+            arch=dict(embed_dims=8, depths=(1,)),
+            focal_levels=2,
+            focal_windows=3,
+            modulation='multi_scale_attention',
+        ),
+    ),
+    'focalnet_sliding_window': (
+        FocalNet,
+        dict(
+            arch=dict(embed_dims=8, depths=(1,)),
+            focal_levels=1,
+            focal_windows=5,
+            modulation='sliding_window',
+        ),
+    ),
     'focal': (FocalTransformer, FOCAL),
     'focal_fast': (
         FocalTransformer,

@@ -45,7 +45,13 @@ def maps(net: FocalTransformer, *size: int, batch: int = 1) -> tuple[Tensor, ...
 
 @pytest.mark.parametrize(
     'name',
-    ['focal_tiny_224', 'focal_tiny_256x320', 'focal_tiny_regions_15_13_9_7', 'focal_fast_tiny_224'],
+    [
+        'focal_tiny_224',
+        'focal_tiny_256x320',
+        'focal_tiny_regions_15_13_9_7',
+        'focal_fast_tiny_224',
+        'focal_tiny_window_14',
+    ],
 )
 def test_maps_equal_the_official_ones(golden, name):
     case = golden(name)

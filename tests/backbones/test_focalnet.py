@@ -1,8 +1,11 @@
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.analysis import get_model_complexity_info
 
+from focal_mm.backbones.focal_modulation import AttentionInPlace
 from focal_mm.backbones.focalnet import MODULATIONS, FocalModulation, FocalNet
 from focal_mm.weights import CheckpointError
 
@@ -124,7 +127,10 @@ def by_the_formula(
     return m.proj(out.permute(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize('variant', MODULATIONS)
+ATTENTIONS = [name for name, cls in MODULATIONS.items() if issubclass(cls, AttentionInPlace)]
+
+
+@pytest.mark.parametrize('variant', [name for name in MODULATIONS if name not in ATTENTIONS])
 def test_variant_follows_its_formula(variant):
     torch.manual_seed(0)
     focal, modulation, x = (
@@ -135,6 +141,44 @@ def test_variant_follows_its_formula(variant):
     modulation.load_state_dict(focal.state_dict(), strict=variant != 'pooling')
     expected = by_the_formula(modulation, focal.f, x, variant)
     torch.testing.assert_close(modulation(x), expected)
+
+
+@pytest.mark.parametrize('variant', ATTENTIONS)
+def test_attention_follows_its_formula(variant):
+    """Table 10: y_i = MHSA(x_i, z_i^1, ..., z_i^(L+1)), or over the 7x7 tokens round x_i."""
+    m, x = MODULATIONS[variant](64, 3, 3).double(), torch.randn(1, 5, 9, 64).double()
+    maps = m.f(x) if variant != 'multi_scale_attention_qkv_later' else x
+    maps = maps.permute(0, 3, 1, 2)
+    if variant != 'sliding_window':
+        z = maps
+        levels = [z]
+        for layer in m.focal_layers:  # the same kernels for keys and values
+            weight = layer[0].weight.repeat(z.shape[1] // 64, 1, 1, 1)
+            z = F.gelu(F.conv2d(z, weight, padding=weight.shape[-1] // 2, groups=z.shape[1]))
+            levels.append(z)
+        levels.append(F.gelu(z.mean((2, 3), keepdim=True)).expand_as(z))
+    expected = torch.empty_like(x)
+    for i, j in product(range(5), range(9)):
+        if variant == 'sliding_window':
+            rows, cols = slice(max(i - 3, 0), i + 4), slice(max(j - 3, 0), j + 4)
+            tokens = maps[0, :, rows, cols].flatten(1).t()
+        else:
+            tokens = torch.stack([level[0, :, i, j] for level in levels])
+        key, value = (tokens if tokens.shape[1] == 128 else m.f(tokens)).split(64, 1)
+        query = m.q(x[0, i, j])
+        heads = [
+            (query[part] @ key[:, part].t() / 32**0.5).softmax(-1) @ value[:, part]
+            for part in (slice(32), slice(32, 64))
+        ]
+        expected[0, i, j] = m.proj(torch.cat(heads))
+    torch.testing.assert_close(m(x), expected)
+
+
+def test_attention_refuses_a_checkpoint_of_another_modulation():
+    with pytest.raises(RuntimeError, match='f.weight'):
+        MODULATIONS['multi_scale_attention'](4, 2, 3).load_state_dict(
+            FocalModulation(4, 2, 3).state_dict()
+        )
 
 
 @pytest.mark.parametrize('levels', [0, 1, 3])
@@ -166,7 +210,7 @@ def test_backward_stores_no_activation_that_it_can_compute_again():
 
 def test_variants_share_the_parameters_of_focal_modulation():
     own = FocalModulation(4, 2, 3).state_dict()
-    for variant in set(MODULATIONS) - {'pooling'}:
+    for variant in set(MODULATIONS) - {'pooling', *ATTENTIONS}:
         MODULATIONS[variant](4, 2, 3).load_state_dict(own)
 
 

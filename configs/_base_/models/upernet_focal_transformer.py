@@ -1,7 +1,7 @@
 # Focal Transformer paper, section 4.3; the focal windows are those of detection. The drop path is
 # 0.3 for all sizes, as in Swin's segmentation code, which the authors say they follow; the paper's
 # 0.2, 0.3 and 0.5 are said of detection. The paper counts
-# 62, 85 and 126 M parameters; these models have 60.6, 82.8 and 123.4 M (62.5, 84.8 and 126.8 M with
+# 62, 85 and 126 M parameters; these models have 60.9, 83.1 and 123.8 M (62.8, 85.1 and 127.2 M with
 # overlapped patches).
 _base_ = ['mmseg::_base_/models/upernet_r50.py', '../backbones/focal_t.py']
 

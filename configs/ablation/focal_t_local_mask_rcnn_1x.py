@@ -1,0 +1,8 @@
+_base_ = '../mask_rcnn/focal_t_1x.py'
+
+model = dict(
+    backbone=dict(
+        focal_levels=1,
+        init_cfg=dict(checkpoint='work_dirs/ablation/focal_t_local/epoch_300.pth'),
+    ),
+)

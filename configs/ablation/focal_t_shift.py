@@ -1,0 +1,3 @@
+_base_ = '../imagenet/focal_t.py'
+
+model = dict(backbone=dict(use_shift=True))

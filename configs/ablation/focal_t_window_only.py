@@ -1,0 +1,3 @@
+_base_ = '../imagenet/focal_t.py'
+
+model = dict(backbone=dict(focal_levels=1, expand_sizes=0))

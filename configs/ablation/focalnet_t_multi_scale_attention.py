@@ -1,0 +1,3 @@
+_base_ = '../imagenet/focalnet_t.py'
+
+model = dict(backbone=dict(modulation='multi_scale_attention'))

@@ -1,0 +1,8 @@
+_base_ = '../mask_rcnn/focalnet_t_1x.py'
+
+model = dict(
+    backbone=dict(
+        modulation='no_global',
+        init_cfg=dict(checkpoint='work_dirs/ablation/focalnet_t_no_global/epoch_300.pth'),
+    ),
+)

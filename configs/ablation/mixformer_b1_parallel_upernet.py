@@ -1,0 +1,9 @@
+_base_ = '../upernet/mixformer_b1.py'
+
+model = dict(
+    backbone=dict(
+        channel_interaction=False,
+        spatial_interaction=False,
+        init_cfg=dict(checkpoint='work_dirs/ablation/mixformer_b1_parallel/epoch_200.pth'),
+    )
+)

@@ -1,0 +1,8 @@
+_base_ = '../mask_rcnn/mixformer_b1_1x.py'
+
+model = dict(
+    backbone=dict(
+        channel_interaction=False,
+        init_cfg=dict(checkpoint='work_dirs/ablation/mixformer_b1_spatial/epoch_200.pth'),
+    )
+)

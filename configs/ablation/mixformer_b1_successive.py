@@ -1,0 +1,3 @@
+_base_ = './mixformer_b1_200e.py'
+
+model = dict(backbone=dict(parallel=False, channel_interaction=False, spatial_interaction=False))
