@@ -214,11 +214,11 @@ def _read(path: str | Path, map_location: Any = 'cpu', omit: bool = False) -> An
             file.seek(0)
             return unpickling.load(file, map_location, omit)
     except RefusedError as error:
-        file = quote(str(path))
+        shell = quote(str(path))
         raise CheckpointError(
             f'{path}: refused, since it stores {error.name}, which could run code when loaded; '
-            f'if you trust this file, set FOCAL_MM_TRUST={file} (--trust {file}); else keep its '
-            f'tensors alone: focal-mm weights convert {file} NEW.pth'
+            f'if you trust this file, set FOCAL_MM_TRUST={shell} (--trust {shell}); else keep its '
+            f'tensors alone: focal-mm weights convert {shell} NEW.pth'
         ) from error
     except Exception as error:  # a damaged file can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
