@@ -147,7 +147,7 @@ def test_rows_agree_with_those_typed_before():
         ),
         *((('MixFormer, Table 12', row['model']), row) for row in before['mixformer_convnets']),
     ]
-    assert len(pairs) == 22
+    assert len(pairs) == 20
     for (table, name), figures in pairs:
         detector = rows.get((table, f'{name}_mask_rcnn_1x')) or rows.get((table, f'{name}_1x'), {})
         together = {**detector, **{k: v for k, v in rows[table, name].items() if v is not None}}

@@ -67,7 +67,9 @@ EXPLAINED = {
 RENAMED = dict(
     RPDQualityFocalLoss='QualityFocalLoss',
     RPDGIoULoss='GIoULoss',
-    SEPFocalLoss='SeparateFocalLoss',
+    SEPFocalLoss='focal_mm.SeparateFocalLoss',
+    BiFPN='focal_mm.BiFPN',
+    RepPointsV2Head='focal_mm.RepPointsV2Head',
     PointAssignerV2='PointAssigner',
     ATSSAssignerV2='ATSSAssigner',
 )
