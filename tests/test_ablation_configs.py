@@ -15,7 +15,6 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from focal_mm.datasets import use_mini
 
-pytestmark = pytest.mark.stock
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / 'configs' / 'ablation').glob('*.py'))
 TASKS = {'_mask_rcnn_1x': 'mask_rcnn/{}_1x', '_upernet': 'upernet/{}', '': 'imagenet/{}'}
@@ -55,6 +54,7 @@ def changes(ours: Any, theirs: Any, path: str = '') -> dict[str, Any]:
     }
 
 
+@pytest.mark.stock
 @pytest.mark.parametrize('name', NAMES)
 def test_row_changes_only_its_backbone_and_what_follows_from_it(name):
     ours, theirs = read(f'ablation/{name}')._cfg_dict, base_of(name)._cfg_dict
@@ -75,6 +75,7 @@ def test_dense_prediction_starts_from_the_classifier_of_the_row(name):
     assert backbone.init_cfg.checkpoint == f'work_dirs/ablation/{split(name)[0]}/{last}'
 
 
+@pytest.mark.stock
 @pytest.mark.parametrize('name', [name for name in NAMES if split(name)[1]])
 def test_weights_of_the_classifier_fit(name):
     with torch.device('meta'):
