@@ -175,14 +175,16 @@ def trust(*files: str | Path) -> None:
     The environment variable ``FOCAL_MM_TRUST`` has the files, separated as in ``PATH``; this
     process and those that it starts read it.
     """
-    known = os.environ.get('FOCAL_MM_TRUST', '').split(os.pathsep)
     paths = [str(Path(file).expanduser().resolve()) for file in files]
-    os.environ['FOCAL_MM_TRUST'] = os.pathsep.join(filter(None, dict.fromkeys([*known, *paths])))
+    os.environ['FOCAL_MM_TRUST'] = os.pathsep.join(dict.fromkeys([*_trusted_files(), *paths]))
+
+
+def _trusted_files() -> list[str]:
+    return [file for file in os.environ.get('FOCAL_MM_TRUST', '').split(os.pathsep) if file]
 
 
 def _is_trusted(path: Path) -> bool:
-    files = os.environ.get('FOCAL_MM_TRUST', '').split(os.pathsep)
-    return any(path.resolve() == Path(file).expanduser().resolve() for file in files if file)
+    return any(path.resolve() == Path(file).expanduser().resolve() for file in _trusted_files())
 
 
 def _read(path: str | Path, map_location: Any = 'cpu', omit: bool = False) -> Any:
