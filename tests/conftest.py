@@ -5,12 +5,18 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 os.environ['MPLBACKEND'] = 'Agg'
@@ -35,6 +41,31 @@ def seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def train_and_test() -> Callable[[Config], tuple[set[str], BaseDataElement]]:
+    """Trains a config's model on two images and tests it on one; returns the names of
+    the parameters of the patch embedding that have changed, and the prediction.
+    """
+
+    def step(cfg: Config) -> tuple[set[str], BaseDataElement]:
+        init_default_scope(cfg.default_scope)
+        cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
+        train, val = (
+            DATASETS.build(loader.dataset) for loader in (cfg.train_dataloader, cfg.val_dataloader)
+        )
+        own = {n: p for n, p in model.named_parameters() if n.startswith('backbone.patch_embed.')}
+        before = {name: value.clone() for name, value in own.items()}
+        losses = model.train_step(pseudo_collate([train[0], train[1]]), wrapper)
+        assert losses['loss'].isfinite()
+        (predicted,) = model.eval().test_step(pseudo_collate([val[0]]))
+        return {name for name in own if not own[name].equal(before[name])}, predicted
+
+    return step
 
 
 @pytest.fixture(scope='session', autouse=True)

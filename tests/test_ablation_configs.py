@@ -9,9 +9,7 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import MODELS
 
 from focal_mm.datasets import use_mini
 
@@ -87,19 +85,8 @@ def test_weights_of_the_classifier_fit(name):
 
 
 @pytest.mark.parametrize('name', [name for name in NAMES if not split(name)[1]])
-def test_takes_a_step_of_training_and_testing(name):
-    cfg = use_mini(read(f'ablation/{name}'))
-    init_default_scope(cfg.default_scope)
-    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
-    train, val = (
-        DATASETS.build(loader.dataset) for loader in (cfg.train_dataloader, cfg.val_dataloader)
-    )
-    losses = model.train_step(pseudo_collate([train[0], train[1]]), wrapper)
-    assert losses['loss'].isfinite()
-    (predicted,) = model.eval().test_step(pseudo_collate([val[0]]))
+def test_takes_a_step_of_training_and_testing(train_and_test, name):
+    _, predicted = train_and_test(use_mini(read(f'ablation/{name}')))
     assert 'pred_score' in predicted
 
 

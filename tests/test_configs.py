@@ -11,9 +11,8 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from focal_mm.config import datasets_of, dicts
@@ -355,32 +354,25 @@ def test_reppoints_has_the_scales_of_swin():
     assert resize.scales == [(side, 1333) for side in range(480, 961, 32)] and resize.keep_ratio
 
 
-def take_a_step(cfg: Config) -> None:
-    init_default_scope(cfg.default_scope)
-    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
-    train, val = (
-        DATASETS.build(loader.dataset) for loader in (cfg.train_dataloader, cfg.val_dataloader)
-    )
-    before = model.backbone.patch_embed.proj.weight.clone()
-    losses = model.train_step(pseudo_collate([train[0], train[1]]), wrapper)
-    assert losses['loss'].isfinite()
-    assert not model.backbone.patch_embed.proj.weight.equal(before)
-    (predicted,) = model.eval().test_step(pseudo_collate([val[0]]))
-    assert {'pred_sem_seg', 'pred_instances', 'pred_panoptic_seg', 'pred_score'} & set(
-        predicted.keys()
-    )
+@pytest.fixture
+def take_a_step(train_and_test):
+    def take(cfg: Config) -> None:
+        changed, predicted = train_and_test(cfg)
+        assert 'backbone.patch_embed.proj.weight' in changed
+        assert {'pred_sem_seg', 'pred_instances', 'pred_panoptic_seg', 'pred_score'} & set(
+            predicted.keys()
+        )
+
+    return take
 
 
 @pytest.mark.parametrize('name', sorted({*CONFIGS} - {*DINOS, *IN22K}))
-def test_takes_a_step_of_training_and_testing(name):
+def test_takes_a_step_of_training_and_testing(take_a_step, name):
     take_a_step(use_mini(load(name)))
 
 
 @pytest.mark.parametrize('name', IN22K)
-def test_pretraining_takes_a_step_of_training_and_testing(name):
+def test_pretraining_takes_a_step_of_training_and_testing(take_a_step, name):
     """With a small network: a step of FocalNet-H takes 11 GB."""
     cfg = use_mini(load(name))
     cfg.model.backbone.update(embed_dims=8, depths=(1, 1, 1, 1))
@@ -391,7 +383,7 @@ def test_pretraining_takes_a_step_of_training_and_testing(name):
 
 
 @pytest.mark.parametrize('name', [name for name in DINOS if '/focalnet_l_' in name])
-def test_dino_takes_a_step_of_training_and_testing(name):
+def test_dino_takes_a_step_of_training_and_testing(take_a_step, name):
     """With a small network: FocalNet-L to H differ in sizes alone."""
     cfg = use_mini(load(name))
     cfg.model.backbone.update(embed_dims=8, depths=(1, 1, 1, 1))
