@@ -20,12 +20,19 @@ def build_sync_bn_in_one_process(module: ModuleType) -> None:
         module (ModuleType): ``mmcv.ops.sync_bn``.
     """
 
-    def new(cls: type, *args: Any, **kwargs: Any) -> nn.Module:
-        is_copy = not args and not kwargs
-        if is_copy or dist.is_initialized():
+    def new(
+        cls: type,
+        num_features: int = 0,  # none for a copy
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        group: Any = None,
+        stats_mode: str = 'default',
+    ) -> nn.Module:
+        if dist.is_initialized():
             return object.__new__(cls)
-        kwargs.pop('stats_mode', None)
-        return nn.SyncBatchNorm(*args[:6], **kwargs)
+        return nn.SyncBatchNorm(num_features, eps, momentum, affine, track_running_stats)
 
     module.SyncBatchNorm.__new__ = new
 

@@ -66,7 +66,7 @@ def deform_roi_pool_forward(
         for row, column, weight in corner_pixels(samples.y, samples.x, (height, width)):
             values = pixels[(samples.image * height + row) * width + column]
             bins.index_add_(0, samples.bin, values * (weight * samples.share)[:, None])
-        by_roi = bins.view(len(part), pooled_height, pooled_width, -1)
+        by_roi = bins.view(len(part), pooled_height, pooled_width, features.size(1))
         output[part] = by_roi.permute(0, 3, 1, 2).to(output.dtype)
 
 
@@ -113,10 +113,11 @@ def deform_roi_pool_backward(
         by_y = (bottom_left - top_left) * (right - samples.x)
         by_y += (bottom_right - top_right) * (samples.x - left)
         # The weights of a sample add up to 1, or to 0 if it is further outside.
-        by_place = torch.stack([by_x, by_y], 1) * sum(weight for *_, weight in corners)[:, None]
+        inside = torch.stack([weight for *_, weight in corners]).sum(0)
+        by_place = torch.stack([by_x, by_y], 1) * inside[:, None]
         by_bin = slopes.new_zeros(len(of_bins), 2).index_add_(0, samples.bin, by_place)
-        slopes[part] = by_bin.view(-1, pooled_height, pooled_width, 2).permute(0, 3, 1, 2)
-    grad_input.copy_(total.view(-1, height, width, features.size(1)).permute(0, 3, 1, 2))
+        slopes[part] = by_bin.view(len(part), pooled_height, pooled_width, 2).permute(0, 3, 1, 2)
+    grad_input.copy_(total.view(len(features), height, width, features.size(1)).permute(0, 3, 1, 2))
     if grad_offset.numel():
         grad_offset.copy_(slopes * (gamma * _sides(boxes, spatial_scale))[..., None, None])
 

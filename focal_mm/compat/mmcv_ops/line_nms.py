@@ -58,7 +58,11 @@ def line_nms_forward(boxes: Tensor, scores: Tensor, thresh: float, top_k: int) -
             parents[near] = len(kept)
     keep = torch.zeros_like(order)
     keep[: len(kept)] = order[kept]
-    return [keep, order.new_tensor(len(kept)), torch.zeros_like(parents).scatter_(0, order, parents)]
+    return [
+        keep,
+        order.new_tensor(len(kept)),
+        torch.zeros_like(parents).scatter_(0, order, parents),
+    ]
 
 
 def _are_close(lanes: Tensor, thresh: float) -> Tensor:
