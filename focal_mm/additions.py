@@ -1,4 +1,4 @@
-"""What focal_mm adds to modules of mmpretrain, mmdet and mmseg, which have no entry point for it.
+"""What focal_mm adds to modules of mmcv, mmpretrain, mmdet and mmseg that have no entry point.
 
 These modules take seconds to import, so that the additions wait until somebody imports them:
 
@@ -6,6 +6,7 @@ These modules take seconds to import, so that the additions wait until somebody 
   ``configs/imagenet/metafile.yml``; ``pretrained=True`` loads the published weights.
 - ``LearningRateDecayOptimizerConstructor`` of mmdet and mmseg takes models with a backbone of
   focal_mm, see :mod:`focal_mm.backbones.layer_decay`.
+- Corrections of ``mmcv.ops``, see :mod:`focal_mm.compat.mmcv_corrections`.
 """
 
 import sys
@@ -20,6 +21,7 @@ from torch import nn
 
 from .backbones.base import StagedBackbone
 from .backbones.layer_decay import add_layers
+from .compat.mmcv_corrections import CORRECTIONS
 from .config import CONFIGS
 
 _METAFILE = CONFIGS / 'imagenet' / 'metafile.yml'
@@ -50,6 +52,7 @@ def add_layer_decay(module: ModuleType) -> None:
 
 
 ADDITIONS = {
+    **CORRECTIONS,
     'mmpretrain.apis.model': add_models,
     'mmdet.engine.optimizers.layer_decay_optimizer_constructor': add_layer_decay,
     'mmseg.engine.optimizers.layer_decay_optimizer_constructor': add_layer_decay,

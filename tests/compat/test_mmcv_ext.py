@@ -1,11 +1,17 @@
+import ast
 import importlib.util
+import inspect
+import re
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 
-from focal_mm.compat import install
+from focal_mm.compat import install, mmcv_ops
 
 pytestmark = pytest.mark.stock
 
@@ -73,10 +79,46 @@ def test_a_missing_op_raises_only_when_called(name):
 
 
 def test_a_missing_op_of_mmcv_names_itself():
-    from mmcv.ops import nms_match
+    from mmcv.ops import nms_rotated
 
-    with pytest.raises(NotImplementedError, match='nms_match'):
-        nms_match(torch.zeros(1, 5), 0.5)
+    with pytest.raises(NotImplementedError, match='nms_rotated'):
+        nms_rotated(torch.zeros(1, 5), torch.zeros(1), 0.5)
+
+
+def used_of_mmcv() -> Iterator[object]:
+    """What mmdet, mmseg, mmpretrain and mmpose import from mmcv.ops, or name in their configs."""
+    ops = importlib.import_module('mmcv.ops')
+    for package in ('mmdet', 'mmseg', 'mmpretrain', 'mmpose'):
+        spec = importlib.util.find_spec(package)
+        for path in Path(spec.origin).parent.rglob('*.py') if spec else ():
+            source = path.read_text(encoding='utf-8')
+            for node in ast.walk(ast.parse(source)) if 'mmcv.ops' in source else ():
+                if isinstance(node, ast.ImportFrom) and (node.module or '')[:8] == 'mmcv.ops':
+                    module = importlib.import_module(node.module)
+                    yield from (getattr(module, alias.name) for alias in node.names)
+            if '.mim' in path.parts:
+                for name in re.findall(r"roi_layer=dict\([^)]*type='(\w+)'", source):
+                    yield getattr(ops, name)
+                for name in {'DCN', 'DCNv2', 'SAC', 'MMSyncBN', 'carafe'} & set(
+                    re.findall(r"type='(\w+)'", source)
+                ):
+                    yield MODELS.get(name)
+
+
+def test_what_the_packages_use_is_there():
+    """So that the True of mmcv's check_ops_exist is the truth for each of their configs."""
+    missing = set()
+    for module in {used.__module__ for used in used_of_mmcv()}:
+        source = inspect.getsource(sys.modules[module])
+        for ops in re.findall(r"load_ext\(\s*'_ext',\s*\[(.*?)\]", source, re.DOTALL):
+            missing |= set(re.findall(r"'(\w+)'", ops)) - set(mmcv_ops.__all__)
+    # Of modules of which other functions are used.
+    assert missing <= {
+        'nms_rotated',
+        'nms_quadri',
+        'softmax_focal_loss_forward',
+        'softmax_focal_loss_backward',
+    }
 
 
 def test_the_extension_has_no_invented_dunder_names():

@@ -8,6 +8,7 @@ so that ``import mmcv.ops`` succeeds and only the use of a missing op fails.
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from .carafe import carafe_backward, carafe_forward, carafe_naive_backward, carafe_naive_forward
 from .deform_attn import ms_deform_attn_backward, ms_deform_attn_forward
 from .deform_conv import (
     deform_conv_backward_input,
@@ -16,21 +17,44 @@ from .deform_conv import (
     modulated_deform_conv_backward,
     modulated_deform_conv_forward,
 )
+from .deform_roi_pool import deform_roi_pool_backward, deform_roi_pool_forward
 from .focal_loss import sigmoid_focal_loss_backward, sigmoid_focal_loss_forward
-from .nms import nms, softnms
+from .line_nms import line_nms_forward
+from .masked_conv import masked_col2im_forward, masked_im2col_forward
+from .nms import nms, nms_match, softnms
+from .psamask import psamask_backward, psamask_forward
 from .roi import roi_align_backward, roi_align_forward, roi_pool_backward, roi_pool_forward
+from .sync_bn import (
+    sync_bn_backward_data,
+    sync_bn_backward_param,
+    sync_bn_forward_mean,
+    sync_bn_forward_output,
+    sync_bn_forward_var,
+)
 
 __all__ = [
+    'carafe_backward',
+    'carafe_forward',
+    'carafe_naive_backward',
+    'carafe_naive_forward',
     'deform_conv_backward_input',
     'deform_conv_backward_parameters',
     'deform_conv_forward',
+    'deform_roi_pool_backward',
+    'deform_roi_pool_forward',
     'get_compiler_version',
     'get_compiling_cuda_version',
+    'line_nms_forward',
+    'masked_col2im_forward',
+    'masked_im2col_forward',
     'modulated_deform_conv_backward',
     'modulated_deform_conv_forward',
     'ms_deform_attn_backward',
     'ms_deform_attn_forward',
     'nms',
+    'nms_match',
+    'psamask_backward',
+    'psamask_forward',
     'roi_align_backward',
     'roi_align_forward',
     'roi_pool_backward',
@@ -38,6 +62,11 @@ __all__ = [
     'sigmoid_focal_loss_backward',
     'sigmoid_focal_loss_forward',
     'softnms',
+    'sync_bn_backward_data',
+    'sync_bn_backward_param',
+    'sync_bn_forward_mean',
+    'sync_bn_forward_output',
+    'sync_bn_forward_var',
 ]
 
 

@@ -99,8 +99,9 @@ def deform_conv_backward_input(
         deformable_group,
         False,
     )
+    moves = _moves(offset, (kH, kW), (dH, dW), (padH, padW), (dilationH, dilationW))
     gradInput.copy_(grads[0])
-    gradOffset.copy_(grads[2])
+    gradOffset.copy_(grads[2].where(moves, 0))
     columns.resize_(weight.shape).copy_(grads[1])
 
 
@@ -235,9 +236,16 @@ def modulated_deform_conv_backward(
         deformable_group,
         True,
     )
+    moves = _moves(
+        offset,
+        (kernel_h, kernel_w),
+        (stride_h, stride_w),
+        (pad_h, pad_w),
+        (dilation_h, dilation_w),
+    )
     grad_input.copy_(grads[0])
     grad_weight.copy_(grads[1])
-    for written, grad in ((grad_offset, grads[2]), (grad_mask, grads[3])):
+    for written, grad in ((grad_offset, grads[2].where(moves, 0)), (grad_mask, grads[3])):
         unread = written[0].numel() - grad[0].numel()
         written.copy_(F.pad(grad.flatten(1), (0, unread)).view(written.shape))
     if with_bias:
@@ -253,6 +261,33 @@ def _read_part(
         field.flatten(1)[:, : prod(shape)].unflatten(1, shape)
         for field, shape in zip((offset, mask), shapes)
     )
+
+
+def _moves(
+    offset: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Return which offsets have a gradient, in the shape of ``offset``; all pairs are y, x.
+
+    The value of a sample exactly one pixel before the map, in y or x, is 0. Its derivative by this
+    coordinate is 0 in one direction and not in the other. mmcv takes the 0, torchvision the other.
+    With padding, the first step of a layer whose offsets begin at 0 has many such samples.
+    """
+    (offset,) = at_least_float32(offset)
+    by_tap = offset.unflatten(1, (-1, *kernel, 2))
+    taps_y, taps_x = (
+        torch.arange(count, device=offset.device) * step for count, step in zip(kernel, dilation)
+    )
+    rows, columns = (
+        torch.arange(count, device=offset.device) * step - before
+        for count, step, before in zip(offset.shape[2:], stride, padding)
+    )
+    y = by_tap[..., 0, :, :] + (taps_y[:, None, None, None] + rows[:, None])
+    x = by_tap[..., 1, :, :] + (taps_x[:, None, None] + columns)
+    return torch.stack([y, x], 4).ne(-1).view(offset.shape)
 
 
 def _operands(

@@ -1,8 +1,8 @@
-"""Non-maximum suppression, greedy and soft.
+"""Non-maximum suppression: greedy, soft and, with the dropped boxes, matching.
 
-Both compare ``IoU = intersection / union`` of boxes whose width is ``x2 - x1 + offset``. ``offset``
-is 0, or 1 for the inclusive pixel coordinates of mmdet 1. They take float32, as mmcv does, and
-float64.
+All compare ``IoU = intersection / union`` of boxes whose width is ``x2 - x1 + offset``. ``offset``
+is 0, or 1 for the inclusive pixel coordinates of mmdet 1; matching has none. They take float32, as
+mmcv does, and float64.
 """
 
 import numpy as np
@@ -99,3 +99,33 @@ def softnms(
         order[holes] = order[fillers]
     dets[:left] = torch.from_numpy(table[:5, :left].T)
     return torch.from_numpy(order[:left])
+
+
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Greedy NMS that returns each kept box with the boxes that it drops.
+
+    Args:
+        dets (Tensor): (N, 5) on the CPU, x1, y1, x2, y2, score. Boxes of equal scores keep their
+            order.
+        iou_threshold (float): A box is dropped if its IoU with a kept, higher-scoring one is equal
+            to the threshold or above; :func:`nms` keeps it if it is equal.
+
+    Returns:
+        list[list[int]]: One group for each kept box, by decreasing score: the index of the box,
+        then the indices of the dropped boxes by decreasing score.
+    """
+    (boxes,) = (t.detach().numpy() for t in at_least_float32(dets))
+    x1, y1, x2, y2, score = boxes.T
+    area = (x2 - x1) * (y2 - y1)
+    left = np.argsort(-score, kind='stable')
+    groups = []
+    while len(left):
+        best, rest = left[0], left[1:]
+        width = np.minimum(x2[best], x2[rest]) - np.maximum(x1[best], x1[rest])
+        height = np.minimum(y2[best], y2[rest]) - np.maximum(y1[best], y1[rest])
+        inter = width.clip(0) * height.clip(0)
+        with np.errstate(invalid='ignore'):  # 0 / 0 for boxes without an area
+            dropped = inter / (area[best] + area[rest] - inter) >= np.float32(iou_threshold)
+        groups.append([int(best), *rest[dropped].tolist()])
+        left = rest[~dropped]
+    return groups

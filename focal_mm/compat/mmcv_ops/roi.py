@@ -57,17 +57,13 @@ def roi_align_forward(
             of these and the others end the process.
     """
     features, boxes = at_least_float32(input, rois)
-    _check_rois('roi_align', boxes, features, spatial_scale)
-    if boxes.is_cpu:
-        corners = boxes[:, 1:] * spatial_scale
-        sides = corners[:, 2:] - corners[:, :2]
-        if aligned:
-            _refuse('roi_align', boxes, (sides < 0).any(1), 'ends before it begins')
-        if sampling_ratio <= 0:
-            most = max(MOST_SAMPLES, 4 * features.shape[2] * features.shape[3])
-            bins = sides.new_tensor([aligned_width, aligned_height], dtype=torch.double)
-            samples = ((sides.double() / bins).ceil().clamp(min=1) * bins).prod(1)
-            _refuse('roi_align', boxes, samples > most, 'is far larger than its map')
+    check_rois('roi_align', boxes, features, spatial_scale)
+    corners = boxes[:, 1:] * spatial_scale
+    sides = corners[:, 2:] - corners[:, :2]
+    if aligned and _can_look_at(boxes):
+        _refuse('roi_align', boxes, (sides < 0).any(1), 'ends before it begins')
+    if sampling_ratio <= 0:
+        check_samples('roi_align', boxes, sides, features, (aligned_height, aligned_width))
     if pool_mode != MAX:
         output.copy_(
             torch.ops.torchvision.roi_align(
@@ -81,8 +77,13 @@ def roi_align_forward(
             )
         )
         return
+    if torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "roi_align: pool_mode='max' cannot be exported, as ONNX's maximum is another; "
+            "use pool_mode='avg'"
+        )
     height, width = input.shape[2:]
-    pixels = _pixels(features)
+    pixels = pixel_rows(features)
     corners = boxes[:, 1:] * spatial_scale - (0.5 if aligned else 0)
     sizes = corners[:, 2:] - corners[:, :2]
     if not aligned:
@@ -100,7 +101,7 @@ def roi_align_forward(
         x = _sample_positions(corners[k, 0], bins[k, 0], aligned_width, grid_w)[None, :, None, :]
         first, *others = [
             weight[..., None] * _gather(pixels, (image * height + row) * width + column)
-            for row, column, weight in _corner_pixels(y, x, (height, width))
+            for row, column, weight in corner_pixels(y, x, (height, width))
         ]
         output[k], argmax_y[k], argmax_x[k] = _largest(sum(others, first), y, x)
 
@@ -127,7 +128,7 @@ def roi_align_backward(
     The other arguments are those of the forward pass.
     """
     grad, boxes = at_least_float32(grad_output, rois)
-    _check_rois('roi_align', boxes, grad_input, spatial_scale)
+    check_rois('roi_align', boxes, grad_input, spatial_scale)
     if pool_mode != MAX:
         grad_input.copy_(
             torch.ops.torchvision._roi_align_backward(
@@ -147,7 +148,7 @@ def roi_align_backward(
     plane = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)
     total = grad.new_zeros(grad_input.numel())
     grad = grad.where(y != -1, 0)
-    for row, column, weight in _corner_pixels(y, x, (height, width)):
+    for row, column, weight in corner_pixels(y, x, (height, width)):
         pixel = (plane[..., None, None] * height + row) * width + column
         total.scatter_add_(0, pixel.flatten(), (grad * weight).flatten())
     grad_input.copy_(total.view_as(grad_input))
@@ -181,9 +182,9 @@ def roi_pool_forward(
         ValueError: If an RoI is not finite or of an image that is not there; only on the CPU.
     """
     features, boxes = at_least_float32(input, rois)
-    _check_rois('roi_pool', boxes, features, spatial_scale)
+    check_rois('roi_pool', boxes, features, spatial_scale)
     height, width = input.shape[2:]
-    pixels = _pixels(features)
+    pixels = pixel_rows(features)
     rows, has_row = _touched_pixels(boxes[:, 2], boxes[:, 4], spatial_scale, pooled_height, height)
     columns, has_column = _touched_pixels(
         boxes[:, 1], boxes[:, 3], spatial_scale, pooled_width, width
@@ -223,13 +224,13 @@ def roi_pool_backward(
     )
 
 
-def _check_rois(op: str, boxes: Tensor, features: Tensor, spatial_scale: float) -> None:
+def check_rois(op: str, boxes: Tensor, features: Tensor, spatial_scale: float) -> None:
     """Refuse RoIs from which a kernel on the CPU would compute addresses outside of the map.
 
     Raises:
         ValueError: Naming the first of them.
     """
-    if not boxes.is_cpu:
+    if not _can_look_at(boxes):
         return
     corners = boxes[:, 1:] * spatial_scale
     # Sides of finite corners may be infinite.
@@ -237,6 +238,34 @@ def _check_rois(op: str, boxes: Tensor, features: Tensor, spatial_scale: float) 
     _refuse(op, boxes, ~finite.all(1), 'is not finite')
     outside = (boxes[:, 0] < 0) | (boxes[:, 0] >= len(features))
     _refuse(op, boxes, outside, f'is of an image that is not among {len(features)}')
+
+
+def check_samples(
+    op: str, boxes: Tensor, sides: Tensor, features: Tensor, bins: tuple[int, int]
+) -> None:
+    """Refuse RoIs that are so large that their samples, one per pixel, would fill the memory.
+
+    Args:
+        op (str): Name of the op, for the message.
+        boxes (Tensor): (K, 5), the RoIs.
+        sides (Tensor): (K, 2), their widths and heights on the map.
+        features (Tensor): (N, C, H, W).
+        bins (tuple[int, int]): Numbers of rows and columns of bins.
+
+    Raises:
+        ValueError: Naming the first of them; only on the CPU.
+    """
+    if not _can_look_at(boxes):
+        return
+    most = max(MOST_SAMPLES, 4 * features.shape[2] * features.shape[3])
+    columns_rows = sides.new_tensor(bins[::-1], dtype=torch.double)
+    samples = ((sides.double() / columns_rows).ceil().clamp(min=1) * columns_rows).prod(1)
+    _refuse(op, boxes, samples > most, 'is far larger than its map')
+
+
+def _can_look_at(boxes: Tensor) -> bool:
+    """Return whether the values are there: not in a graph, and on a GPU only after a wait."""
+    return boxes.is_cpu and not torch.compiler.is_compiling()
 
 
 def _refuse(op: str, boxes: Tensor, wrong: Tensor, what: str) -> None:
@@ -258,7 +287,7 @@ def _sample_positions(start: Tensor, bin_size: Tensor, bins: int, samples: int) 
     return start + index * bin_size + share * bin_size / samples
 
 
-def _corner_pixels(
+def corner_pixels(
     y: Tensor, x: Tensor, size: tuple[int, int]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield row, column and weight of the four pixels for bilinear interpolation at (y, x).
@@ -298,7 +327,7 @@ def _touched_pixels(
     return pixels.clamp(max=size - 1), (pixels < high[..., None]) & (bin_size > 0)[:, None, None]
 
 
-def _pixels(features: Tensor) -> Tensor:
+def pixel_rows(features: Tensor) -> Tensor:
     """Rearrange (N, C, H, W) to (N * H * W, C), of which rows can be gathered, which is fast."""
     return features.permute(0, 2, 3, 1).flatten(0, 2).contiguous()
 

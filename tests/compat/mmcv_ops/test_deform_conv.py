@@ -105,6 +105,45 @@ def test_convolution_and_its_gradients_equal_compiled_mmcv(golden, modulated):
         torch.testing.assert_close(tensor.grad, golden[name], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize('modulated', [False, True])
+def test_gradients_on_the_edge_of_the_map_equal_mmcvs(golden, modulated):
+    """Exactly one pixel before the map, where torchvision's differ."""
+    x, offset, mask, weight = (
+        golden[f'edge_{name}'].requires_grad_() for name in ('x', 'offset', 'mask', 'weight')
+    )
+    if modulated:
+        output = modulated_deform_conv2d(x, offset, mask, weight, None, 1, 1, 1, 1, 2)
+        name, expected = 'mdcn', dict(gx=x, goffset=offset, gmask=mask)
+    else:
+        output = deform_conv2d(x, offset, weight, 1, 1, 1, 1, 2)
+        name, expected = 'dcn', dict(gx=x, goffset=offset)
+    output.backward(golden['edge_cot'])
+    for grad, tensor in expected.items():
+        torch.testing.assert_close(tensor.grad, golden[f'edge_{name}_{grad}'], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('geometry', GEOMETRIES)
+def test_offset_of_a_sample_one_pixel_before_the_map_has_no_gradient(device, geometry):
+    """And the others have the one that they have a little further on."""
+    x, offset, mask, weight, _ = operands(*geometry, torch.float64, device)
+    grads = []
+    for place in (offset.round(), offset.round() + 1e-9):
+        place.requires_grad_()
+        output = modulated_deform_conv2d(x, place, mask, weight, None, *geometry[1:])
+        grads += torch.autograd.grad(output.sum(), place)
+    _, stride, padding, dilation, *_ = geometry
+    by_axis = offset.round().unflatten(1, (-1, *geometry[0], 2))
+    before_map = torch.zeros_like(by_axis, dtype=torch.bool)
+    for index in torch.cartesian_prod(*map(torch.arange, by_axis.shape)).tolist():
+        _, _, *tap, axis, i, j = index
+        step, pad, far = (v if isinstance(v, int) else v[axis] for v in (stride, padding, dilation))
+        position = (i, j)[axis] * step - pad + tap[axis] * far + by_axis[tuple(index)].item()
+        before_map[tuple(index)] = position == -1
+    expected = grads[1].where(~before_map.view_as(offset), 0)
+    assert before_map.any() or padding == 0
+    torch.testing.assert_close(grads[0], expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize('geometry', GEOMETRIES)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_zero_offsets_give_a_plain_convolution(device, dtype, geometry):

@@ -1,12 +1,12 @@
-"""nms, soft_nms and batched_nms of mmcv.ops: 0 to 300 boxes, float32 and float64; nms also float16
-and bfloat16; numpy arrays."""
+"""nms, soft_nms, batched_nms and nms_match of mmcv.ops: 0 to 300 boxes, float32 and float64; nms
+also float16 and bfloat16, nms_match float16; numpy arrays."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from mmcv.ops import batched_nms, nms, soft_nms
+from mmcv.ops import batched_nms, nms, nms_match, soft_nms
 
 pytestmark = pytest.mark.stock
 
@@ -210,3 +210,33 @@ def test_batched_nms_max_num_keeps_the_best(device):
     classes = torch.zeros(60, dtype=torch.long, device=device)
     _, keep = batched_nms(boxes, scores, classes, dict(config, max_num=5))
     assert torch.equal(keep, batched_nms(boxes, scores, classes, config)[1][:5])
+
+
+@pytest.mark.parametrize('threshold', [3, 5])
+def test_nms_match_equals_mmcvs(golden, threshold):
+    groups = nms_match(golden['match_dets'], threshold / 10)
+    sizes = golden[f'match_{threshold}_sizes']
+    assert [len(group) for group in groups] == sizes.tolist()
+    assert torch.equal(torch.cat(groups), golden[f'match_{threshold}'])
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize('threshold', [0, 0.25, 0.5, 1])
+def test_nms_match_drops_an_iou_equal_to_the_threshold_and_above(device, dtype, threshold):
+    boxes, scores = random_boxes(60, dtype, device, whole=True)
+    dets = torch.cat([boxes, scores[:, None]], 1)
+    left, expected = scores.argsort(descending=True, stable=True).tolist(), []
+    corners = boxes.double().cpu().numpy()
+    while left:
+        group = [
+            i for i in left if i == left[0] or iou(corners[left[0]], corners[i], 0) >= threshold
+        ]
+        expected.append(group)
+        left = [i for i in left if i not in group]
+    assert [group.tolist() for group in nms_match(dets, threshold)] == expected
+
+
+def test_nms_match_of_boxes_without_an_area_drops_none():
+    dets = np.array([[1, 1, 1, 5, 0.9], [1, 1, 1, 5, 0.8], [0, 0, 4, 4, 0.7]], np.float32)
+    assert [group.tolist() for group in nms_match(dets, 0.1)] == [[0], [1], [2]]
+    assert nms_match(dets[:0], 0.5) == []
