@@ -56,7 +56,7 @@ _CONSTRUCTORS = r'(LearningRateDecay|LayerDecay).*Constructor'
 # Arguments that change neither channels nor strides of a backbone, but need files or compiled ops.
 _NOT_PROBED = ('init_cfg', 'pretrained', 'checkpoint', 'dcn', 'stage_with_dcn', 'plugins')
 _DILATION = ('strides', 'dilations', 'multi_grid', 'contract_dilation')
-_SIDES = dict(meta=512, cpu=128)  # pixels of the images that are traced
+_SIDES = dict(meta=512, cpu=256)  # pixels of the images that are traced
 _NESTED = ('backbone', 'backbone_cfg')
 _ATTEMPTS = 10  # settings of one neck or head that may have to change
 
@@ -154,7 +154,7 @@ class _Transplant:
         self.cfg, self.entry, self.file = cfg, entry, file
         self.notes: list[str] = []
         self.backbone = dict(type=entry.backbone, arch=entry.arch, **entry.options)
-        self.available = _trace(self.backbone).maps
+        self.available, _, _, self.net = _trace(self.backbone)
         # Names of the parameters of the old backbones, and modules of the new ones.
         self.old_names: list[str] = []
         self.new_modules: dict[str, nn.Module] = {}
@@ -169,10 +169,10 @@ class _Transplant:
             )
         for path, host in hosts:
             self._replace(path, host)
-        for node in dicts(self.cfg.model):
-            if 'teacher' not in node and _is_pretrained(node.get('init_cfg')):
-                if any(node is host or node is self.cfg.model for _, host in hosts):
-                    del node['init_cfg']
+        for node in [self.cfg.model, *(host for _, host in hosts)]:
+            if _is_pretrained(node.get('init_cfg')):
+                del node['init_cfg']
+            node.pop('pretrained', None)
         if self.cfg.get('load_from'):
             self.cfg.load_from = None
         self._normalize_images()
@@ -210,15 +210,13 @@ class _Transplant:
             )
         new = self._new_backbone(old, host, stages)
         if key is None:
-            host.backbone = new
-            built, prefix = _trace(new).module, f'{path}.backbone'
+            host.backbone, self.new_modules['backbone'] = new, self.net
         else:
-            built, prefix = self._fit_wrapper(wrapper, key, new, old_maps, after), f'{path}.backbone'
-            after, kept = _trace(wrapper).maps, list(range(len(before)))
-        for name, module in built.named_modules():
-            if isinstance(module, StagedBackbone):
-                start = '.'.join(filter(None, (prefix.partition('.')[2], name)))
-                self.new_modules[start] = module
+            trace = self._fit_wrapper(wrapper, key, new, old_maps, after)
+            after, kept = trace.maps, list(range(len(before)))
+            for name, module in trace.module.named_modules():
+                if isinstance(module, StagedBackbone):
+                    self.new_modules[f'backbone.{name}'] = module
         self._fit_readers(host, before, kept, after)
 
     def _refuse_continued(self, host: ConfigDict) -> None:
@@ -243,7 +241,7 @@ class _Transplant:
             trace = _trace(probed)
         except Exception as error:
             return self._guessed_maps(old, host, error)
-        self.old_names += [name for name, _ in trace.module.named_parameters()]
+        self.old_names += [f'backbone.{name}' for name, _ in trace.module.named_parameters()]
         if not trace.maps:
             raise self._refusal(f'{type_name(old)} does not return maps of its images alone')
         if 'decode_head' not in host:
@@ -383,7 +381,7 @@ class _Transplant:
         new: ConfigDict,
         old_maps: list[Map],
         new_maps: list[Map],
-    ) -> nn.Module:
+    ) -> _Trace:
         """Put the new backbone into a network that has one as its part, and fit its channels."""
         for option in ('init_cfg', 'pretrained'):
             if _is_pretrained(wrapper.get(option)) or option == 'pretrained':
@@ -393,9 +391,9 @@ class _Transplant:
         trace = _trace(wrapper)
         inner = next(m for m in trace.module.modules() if isinstance(m, StagedBackbone))
         if not _all_trained(inner, trace.outputs):
-            new.out_norm = False  # the wrapper takes maps without reading all of them
+            wrapper[key].out_norm = False  # the wrapper takes maps without reading all of them
             trace = _trace(wrapper)
-        return trace.module
+        return trace
 
     def _fit_readers(
         self, host: ConfigDict, old: list[Map], kept: list[int], new: list[Map]
@@ -483,7 +481,7 @@ class _Transplant:
                     changed = _set_channels(trial, error.expected, error.given)
                 except Exception as error:
                     reason = error
-                    changed = any(_set_channels(trial, a, b) for a, b in channels.items())
+                    changed = any([_set_channels(trial, a, b) for a, b in channels.items()])
                 else:
                     _replace_settings(node, trial)
                     return trace
@@ -758,13 +756,14 @@ def _trace(
 def _trace_on(device: str, node: dict, maps: list[Map] | None, previous: Any) -> _Trace:
     side = _SIDES[device]
     with torch.device(device):
-        module = revert_sync_batchnorm(MODELS.build(deepcopy(node)))
+        # torch.Tensor(n), as in mmdet's L2Norm, is on the CPU in any case.
+        module = revert_sync_batchnorm(MODELS.build(deepcopy(node))).to(device)
         module.train()  # mmdet's ResNet returns nothing
         if maps is None:
             inputs = [torch.rand(2, node.get('in_channels', 3), side, side)]
         else:
             inputs = [torch.rand(2, m.channels, -(-side // m.stride), -(-side // m.stride)) for m in maps]
-        for tensor in inputs:
+        for tensor in inputs if maps is not None else ():
             tensor.requires_grad_()
         for name, layer in module.named_modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear, _BatchNorm)):
@@ -772,8 +771,9 @@ def _trace_on(device: str, node: dict, maps: list[Map] | None, previous: Any) ->
         arguments: list[Any] = [inputs[0] if maps is None else tuple(inputs)]
         if 'prev_output' in signature(module.forward).parameters:
             arguments.append(previous)
-        outputs = module(*arguments)
-        read = _positions_read(inputs, outputs)
+        with torch.set_grad_enabled(maps is not None or any(key in node for key in _NESTED)):
+            outputs = module(*arguments)
+        read = set() if maps is None else _positions_read(inputs, outputs)
     flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
     are_maps = all(isinstance(m, Tensor) and m.ndim == 4 for m in flat)
     found = [Map(m.shape[1], round(side / m.shape[3])) for m in flat] if are_maps else []
