@@ -10,6 +10,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from inspect import signature
 from pathlib import Path
@@ -22,9 +23,10 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from .backbones.base import StagedBackbone
-from .config import dicts, type_name
+from .config import dicts, is_pretrained, type_name
 from .weights import ZOO, Weights
 
 __all__ = ['use_backbone']
@@ -39,9 +41,7 @@ _DROP_PATH = {
         tiny=(0.1, 0.3), small=(0.2, 0.5), base=(0.3, 0.5), large=(0.3, 0.3), xlarge=(0.3, 0.3)
     )
     | dict(huge=(0.3, 0.3)),
-    'FocalTransformer': dict(
-        tiny=(0.2, 0.2), small=(0.3, 0.3), base=(0.5, 0.5), large=(0.5, 0.5)
-    ),
+    'FocalTransformer': dict(tiny=(0.2, 0.2), small=(0.3, 0.3), base=(0.5, 0.5), large=(0.5, 0.5)),
 }
 _DROP_PATH_IN_SEGMENTATION = 0.3  # of Swin's code, which both papers follow
 # AdamW as in the papers' detectors and segmentors, for 16 images a step.
@@ -151,7 +151,8 @@ class _Transplant:
     """
 
     def __init__(self, cfg: ConfigDict, entry: Weights, file: str) -> None:
-        self.cfg, self.entry, self.file = cfg, entry, file
+        self.cfg: Any = cfg
+        self.entry, self.file = entry, file
         self.notes: list[str] = []
         self.backbone = dict(type=entry.backbone, arch=entry.arch, **entry.options)
         self.available, _, _, self.net = _trace(self.backbone)
@@ -163,14 +164,14 @@ class _Transplant:
         """Change the config, and return what else there is to say about it."""
         hosts = list(_hosts(self.cfg.model, 'model'))
         if not hosts:
+            parts = [key for key, value in self.cfg.model.items() if isinstance(value, dict)]
             raise self._refusal(
-                f'{type_name(self.cfg.model)} has no backbone; it has '
-                f'{", ".join(key for key, value in self.cfg.model.items() if isinstance(value, dict))}'
+                f'{type_name(self.cfg.model)} has no part called backbone, but {", ".join(parts)}'
             )
         for path, host in hosts:
             self._replace(path, host)
         for node in [self.cfg.model, *(host for _, host in hosts)]:
-            if _is_pretrained(node.get('init_cfg')):
+            if is_pretrained(node.get('init_cfg')):
                 del node['init_cfg']
             node.pop('pretrained', None)
         if self.cfg.get('load_from'):
@@ -196,9 +197,8 @@ class _Transplant:
         before = old_maps
         if key is not None:
             before = self._outputs(wrapper)
-        elif len({m.stride for m in old_maps}) == 1 < len(old_maps) and necks and _heads(host):
-            before = self._drop_rescaling(host, necks, old_maps)
-            old_maps = levels = before
+        elif len({m.stride for m in old_maps}) == 1 < len(old_maps) and 'decode_head' in host:
+            before = old_maps = levels = self._as_pyramid(host, necks, old_maps)
         read = set(range(len(old_maps))) if key else self._read(host, before)
         kept = sorted(read)
         stages = self._choose(old, [old_maps[i] for i in kept], [levels[i] for i in kept])
@@ -243,7 +243,9 @@ class _Transplant:
             return self._guessed_maps(old, host, error)
         self.old_names += [f'backbone.{name}' for name, _ in trace.module.named_parameters()]
         if not trace.maps:
-            raise self._refusal(f'{type_name(old)} does not return maps of its images alone')
+            raise self._refusal(
+                f'{type_name(old)} returns more than maps, as the class tokens of a ViT'
+            )
         if 'decode_head' not in host:
             return trace.maps, trace.maps
         plain = {k: v for k, v in probed.items() if k not in _DILATION}
@@ -281,16 +283,21 @@ class _Transplant:
                 f'{type_name(wrapper)} cannot be built here: {_one_line(error)}'
             ) from None
 
-    def _drop_rescaling(
-        self, host: ConfigDict, necks: list[ConfigDict], maps: list[Map]
-    ) -> list[Map]:
-        """Return the pyramid that necks make of equal maps, and leave these necks out: the new
-        backbone is a pyramid by itself.
+    def _as_pyramid(self, host: ConfigDict, necks: list[ConfigDict], maps: list[Map]) -> list[Map]:
+        """Return the pyramid that a segmentor makes of the equal maps of a plain ViT.
+
+        Either its necks make it; they are left out, because the new backbone is a pyramid by
+        itself. Or its decoder resizes maps, and takes a pyramid instead.
         """
+        outputs = maps
         for neck in necks:
-            maps = _trace(neck, maps).maps
-        if len({m.stride for m in maps}) == len(maps) > 1:
+            outputs = _trace(neck, outputs).maps
+        if len({m.stride for m in outputs}) == len(outputs) > 1:
             del host['neck']
+            return outputs
+        decoder = _heads(host)[0]
+        if not necks and len(_listed(decoder.get('in_index'))) == len(maps) > 1:
+            return [Map(m.channels, new.stride) for m, new in zip(maps, self.available)]
         return maps
 
     def _read(self, host: ConfigDict, maps: list[Map]) -> set[int]:
@@ -308,7 +315,9 @@ class _Transplant:
         previous = None
         for head in _heads(host):
             for node in _indexed(head):
-                read |= {i % len(maps) for i in _listed(node.get('in_index', -1))}
+                several = isinstance(node.get('in_channels'), (list, tuple))
+                indices = node.get('in_index', list(every) if several else -1)
+                read |= {i % len(maps) for i in _listed(indices)}
                 if node.get('c1_in_channels'):
                     read.add(0)
             try:
@@ -384,7 +393,7 @@ class _Transplant:
     ) -> _Trace:
         """Put the new backbone into a network that has one as its part, and fit its channels."""
         for option in ('init_cfg', 'pretrained'):
-            if _is_pretrained(wrapper.get(option)) or option == 'pretrained':
+            if is_pretrained(wrapper.get(option)) or option == 'pretrained':
                 wrapper.pop(option, None)
         wrapper[key] = new
         self._fit(wrapper, old_maps, list(range(len(old_maps))), new_maps, image=True)
@@ -422,13 +431,9 @@ class _Transplant:
         previous: Any = [None, None]
         for head in _heads(host):
             before = None
-            try:
+            with suppress(Exception):
                 before = _trace(head, old, previous[0])
-            except Exception:
-                pass
-            after = self._fit(
-                head, old, kept, new, previous=previous[1], check=before is not None
-            )
+            after = self._fit(head, old, kept, new, previous=previous[1], check=before is not None)
             previous = [before and before.outputs, after and after.outputs]
 
     def _fit(
@@ -481,16 +486,14 @@ class _Transplant:
                     changed = _set_channels(trial, error.expected, error.given)
                 except Exception as error:
                     reason = error
-                    changed = any([_set_channels(trial, a, b) for a, b in channels.items()])
+                    changed = any(_set_each(trial, channels))
                 else:
                     _replace_settings(node, trial)
                     return trace
                 if not changed:
                     break
         assert reason is not None
-        raise self._refusal(
-            f'{type_name(node)} does not work with its maps: {_one_line(reason)}'
-        )
+        raise self._refusal(f'{type_name(node)} does not work with its maps: {_one_line(reason)}')
 
     # ---- what else depends on a backbone -------------------------------------------------------
 
@@ -515,7 +518,7 @@ class _Transplant:
         """Use AdamW in place of SGD, spare norms and position biases from weight decay, and leave
         out what was made for the parameters of the old backbone. All other options stay.
         """
-        wrapper = self.cfg.get('optim_wrapper')
+        wrapper: Any = self.cfg.get('optim_wrapper')
         if not isinstance(wrapper, dict) or 'optimizer' not in wrapper:
             return
         if type_name(wrapper.optimizer) == 'SGD':
@@ -533,7 +536,8 @@ class _Transplant:
             for start, net in self.new_modules.items()
             for owner_name, owner in net.named_modules()
             for name in (
-                f'{owner_name}.{key}'.lstrip('.') for key, _ in owner.named_parameters(recurse=False)
+                f'{owner_name}.{key}'.lstrip('.')
+                for key, _ in owner.named_parameters(recurse=False)
             )
         }
         for key in list(keys):
@@ -612,9 +616,7 @@ def _heads(host: ConfigDict) -> list[ConfigDict]:
     keys = sorted(
         (key for key in host if key.endswith('head')), key=lambda key: key != 'decode_head'
     )
-    return [
-        node for key in keys for node in _listed(host[key]) if isinstance(node, dict) and node
-    ]
+    return [node for key in keys for node in _listed(host[key]) if isinstance(node, dict) and node]
 
 
 def _indexed(head: ConfigDict) -> list[ConfigDict]:
@@ -631,10 +633,6 @@ def _listed(value: Any) -> list:
 
 def _like(value: Any, items: Sequence) -> Any:
     return tuple(items) if isinstance(value, tuple) else list(items)
-
-
-def _is_pretrained(init_cfg: Any) -> bool:
-    return any(type_name(node) in ('Pretrained', 'PretrainedInit') for node in dicts(init_cfg))
 
 
 def _replace_settings(node: ConfigDict, new: ConfigDict) -> None:
@@ -685,18 +683,22 @@ def _set_inputs(node: ConfigDict, old: list[int], kept: list[int], new: list[int
 
 def _settings(node: Any, key: str = '') -> Iterator[tuple[str, Any, Any]]:
     """Yield each integer in a part of a config: the name of its setting, and where it is, as a
-    container and a key or position.
+    container and a key or position. Tuples become lists.
     """
-    if isinstance(node, (list, tuple, dict)):
-        for place, value in node.items() if isinstance(node, dict) else enumerate(node):
-            name = place if isinstance(node, dict) else key
-            if isinstance(value, int) and not isinstance(value, bool):
-                yield name, node, place
-            elif isinstance(value, tuple) and isinstance(node, dict):
-                node[place] = list(value)
-                yield from _settings(node[place], name)
-            else:
-                yield from _settings(value, name)
+    places: Any = ()
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if isinstance(value, tuple):
+                node[name] = list(value)
+        places = node.items()
+    elif isinstance(node, list):
+        places = enumerate(node)
+    for place, value in places:
+        name = place if isinstance(node, dict) else key
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield name, node, place
+        else:
+            yield from _settings(value, name)
 
 
 def _set_channels(node: ConfigDict, old: int, new: int) -> bool:
@@ -716,9 +718,14 @@ def _set_channels(node: ConfigDict, old: int, new: int) -> bool:
     return True
 
 
+def _set_each(node: ConfigDict, channels: dict[int, int]) -> list[bool]:
+    """Call :func:`_set_channels` for every pair of an old and a new number of channels."""
+    return [_set_channels(node, old, new) for old, new in channels.items()]
+
+
 def _map_channels(node: ConfigDict, original: ConfigDict, channels: dict[int, int]) -> None:
     """Change every setting that is a number of channels of an old map, and was so before."""
-    before = [(place[key]) for _, place, key in _settings(deepcopy(original))]
+    before = [place[key] for _, place, key in _settings(deepcopy(original))]
     settings = list(_settings(node))
     if len(before) != len(settings):
         return
@@ -730,9 +737,7 @@ def _map_channels(node: ConfigDict, original: ConfigDict, channels: dict[int, in
 # ---- running parts of a model on shapes --------------------------------------------------------
 
 
-def _trace(
-    node: dict, maps: list[Map] | None = None, previous: Any = None
-) -> _Trace:
+def _trace(node: dict, maps: list[Map] | None = None, previous: Any = None) -> _Trace:
     """Build a part of a model and run it on maps, or on images: on the meta device if it can be,
     else on the CPU with small images.
 
@@ -753,16 +758,29 @@ def _trace(
         return _trace_on('cpu', node, maps, previous)
 
 
+class _NumbersOnCpu(TorchFunctionMode):
+    """Keeps rates of stochastic depth, which are read as numbers, off the meta device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is torch.linspace:
+            return func(*args, **dict(kwargs or {}, device='cpu'))
+        return func(*args, **(kwargs or {}))
+
+
 def _trace_on(device: str, node: dict, maps: list[Map] | None, previous: Any) -> _Trace:
     side = _SIDES[device]
-    with torch.device(device):
+    with torch.device(device), _NumbersOnCpu():
         # torch.Tensor(n), as in mmdet's L2Norm, is on the CPU in any case.
         module = revert_sync_batchnorm(MODELS.build(deepcopy(node))).to(device)
         module.train()  # mmdet's ResNet returns nothing
         if maps is None:
             inputs = [torch.rand(2, node.get('in_channels', 3), side, side)]
         else:
-            inputs = [torch.rand(2, m.channels, -(-side // m.stride), -(-side // m.stride)) for m in maps]
+            inputs = [
+                torch.rand(2, m.channels, -(-side // m.stride), -(-side // m.stride)) for m in maps
+            ]
         for tensor in inputs if maps is not None else ():
             tensor.requires_grad_()
         for name, layer in module.named_modules():
@@ -837,27 +855,26 @@ def _one_line(error: Exception) -> str:
     return ' '.join(str(error).split())[:200] or type(error).__name__
 
 
-def _brief(value: Any) -> str:
+def _brief(value: Any, most: int = 300) -> str:
     if isinstance(value, dict) and 'type' in value:
         rest = [f'{key}={_brief(item)}' for key, item in value.items() if key != 'type']
         text = f'{type_name(value)}({", ".join(rest)})'
     else:
         text = repr(value.to_dict() if isinstance(value, ConfigDict) else value)
-    return text if len(text) < 200 else f'{text[:197]}...'
+    return text if len(text) <= most else f'{text[: most - 3]}...'
 
 
 def _differences(old: Any, new: Any, path: str = '') -> Iterator[str]:
     """Yield a line for each setting that differs between two configs."""
     if isinstance(old, dict) and isinstance(new, dict):
-        if old.get('type') is not None and new.get('type') is not None:
-            if type_name(old) != type_name(new):
-                yield f'{path}: {_brief(old)} -> {_brief(new)}'
-                return
+        if old.get('type') and new.get('type') and type_name(old) != type_name(new):
+            yield f'{path}: {_brief(old, 60)} -> {_brief(new)}'
+            return
         added = [key for key in new if key not in old]
         for key in old:
             place = f'{path}.{key}'.lstrip('.')
             if key not in new:
-                yield f'{place}: left out, was {_brief(old[key])}'
+                yield f'{place}: left out, was {_brief(old[key], 60)}'
             else:
                 yield from _differences(old[key], new[key], place)
         for key in added[:3]:

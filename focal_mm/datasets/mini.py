@@ -6,7 +6,15 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..config import DATALOADERS, datasets_of, dicts, library, loader_types, type_name
+from ..config import (
+    DATALOADERS,
+    datasets_of,
+    dicts,
+    is_pretrained,
+    library,
+    loader_types,
+    type_name,
+)
 from .shapes import (
     GROUND,
     IMAGE_SIZE,
@@ -55,7 +63,7 @@ def from_scratch(cfg: Config) -> Config:
     cfg = copy.deepcopy(cfg)
     cfg.load_from = None
     for node in list(dicts(cfg.model)):
-        if _is_pretrained(node.get('init_cfg')):
+        if is_pretrained(node.get('init_cfg')):
             del node.init_cfg
         if node.get('pretrained') is not None:
             node.pretrained = None
@@ -111,10 +119,6 @@ def use_mini(cfg: Config) -> Config:
     _shorten_schedule(cfg)
     cfg.setdefault('randomness', dict(seed=0))
     return cfg
-
-
-def _is_pretrained(init_cfg: Any) -> bool:
-    return any(type_name(node) in ('Pretrained', 'PretrainedInit') for node in dicts(init_cfg))
 
 
 def _replace(dataset: ConfigDict, **fields: Any) -> None:
