@@ -122,9 +122,9 @@ def use_backbone(config: Config | str | Path, name: str) -> Config:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter('ignore')  # of old arguments, which are replaced
-        notes = _Transplant(new, entry, str(cfg.filename)).run()
+        notes = _Transplant(new, entry, Path(cfg.filename or 'this config').name).run()
     for line in [*_differences(cfg._cfg_dict, new), *notes]:
-        print_log(line, logger='current')
+        print_log(line)
     cfg._cfg_dict.clear()
     cfg._cfg_dict.update(new)
     return cfg
@@ -193,31 +193,60 @@ class _Transplant:
         old = wrapper if key is None else wrapper[key]
         self._refuse_continued(host)
         old_maps, levels = self._old_maps(old, host)
-        necks = _listed(host.get('neck'))
-        before = old_maps
         if key is not None:
-            before = self._outputs(wrapper)
-        elif len({m.stride for m in old_maps}) == 1 < len(old_maps) and 'decode_head' in host:
-            before = old_maps = levels = self._as_pyramid(host, necks, old_maps)
-        read = set(range(len(old_maps))) if key else self._read(host, before)
-        kept = sorted(read)
-        stages = self._choose(old, [old_maps[i] for i in kept], [levels[i] for i in kept])
-        after = [self.available[i] for i in stages]
-        if stages and [m.stride for m in after] != [old_maps[i].stride for i in kept]:
-            self.notes.append(
-                f'{path}.backbone: maps of strides {_strides(old_maps[i] for i in kept)} become '
-                f'maps of strides {_strides(after)}'
-            )
-        new = self._new_backbone(old, host, stages)
-        if key is None:
-            host.backbone, self.new_modules['backbone'] = new, self.net
-        else:
-            trace = self._fit_wrapper(wrapper, key, new, old_maps, after)
-            after, kept = trace.maps, list(range(len(before)))
-            for name, module in trace.module.named_modules():
-                if isinstance(module, StagedBackbone):
-                    self.new_modules[f'backbone.{name}'] = module
-        self._fit_readers(host, before, kept, after)
+            self._replace_within(path, host, key, old_maps, levels)
+            return
+        if len({m.stride for m in old_maps}) == 1 < len(old_maps) and 'decode_head' in host:
+            old_maps = levels = self._as_pyramid(host, old_maps)
+        self.new_modules['backbone'] = self.net
+        untouched, every = deepcopy(host), list(range(len(old_maps)))
+        kept = sorted(self._read(host, old_maps))
+        try:
+            stages = self._choose(path, old, [old_maps[i] for i in kept], [levels[i] for i in kept])
+            host.backbone = self._new_backbone(old, host, stages)
+            self._fit_readers(host, old_maps, kept, [self.available[i] for i in stages])
+        except ValueError:
+            if kept == every:
+                raise
+            # Something takes maps without reading them. Their norms would get no gradient.
+            _replace_settings(host, untouched)
+            stages = self._choose(path, old, old_maps, levels)
+            host.backbone = self._new_backbone(old, host, stages)
+            host.backbone.out_norm = False
+            self._fit_readers(host, old_maps, every, [self.available[i] for i in stages])
+
+    def _replace_within(
+        self, path: str, host: ConfigDict, key: str, old_maps: list[Map], levels: list[Map]
+    ) -> None:
+        """Replace the backbone in a network around one, as BiSeNetV1, and fit that network and what
+        reads its maps.
+        """
+        wrapper = host.backbone
+        old = wrapper[key]
+        try:
+            before = _trace(_probed(wrapper)).maps
+        except Exception as error:
+            raise self._refusal(
+                f'{type_name(wrapper)} cannot be built here: {_one_line(error)}'
+            ) from None
+        stages = self._choose(path, old, old_maps, levels)
+        wrapper.pop('pretrained', None)
+        if is_pretrained(wrapper.get('init_cfg')):
+            del wrapper['init_cfg']
+        wrapper[key] = self._new_backbone(old, host, stages)
+        new_maps = [self.available[i] for i in stages]
+        self._fit(wrapper, old_maps, list(range(len(old_maps))), new_maps, image=True)
+        trace = _trace(wrapper)
+        inner = {
+            f'backbone.{name}': module
+            for name, module in trace.module.named_modules()
+            if isinstance(module, StagedBackbone)
+        }
+        self.new_modules.update(inner)
+        if not all(_all_trained(net, trace.outputs) for net in inner.values()):
+            # It takes maps without reading them. Their norms would get no gradient.
+            wrapper[key].out_norm = False
+        self._fit_readers(host, before, list(range(len(before))), trace.maps)
 
     def _refuse_continued(self, host: ConfigDict) -> None:
         """Refuse models that run stages of the old backbone elsewhere."""
@@ -234,9 +263,7 @@ class _Transplant:
 
     def _old_maps(self, old: ConfigDict, host: ConfigDict) -> tuple[list[Map], list[Map]]:
         """Return the maps of the old backbone, and those that it would have without dilation."""
-        probed = {k: v for k, v in old.items() if k not in _NOT_PROBED}
-        if 'timm' in type_name(old).lower():
-            probed['pretrained'] = False
+        probed = _probed(old)
         try:
             trace = _trace(probed)
         except Exception as error:
@@ -270,26 +297,18 @@ class _Transplant:
                 maps = [Map(c, s) for c, s in zip(ordered, strides)]
                 self.notes.append(
                     f'{type_name(old)} cannot be built here ({_one_line(error)}): its '
-                    f'{len(maps)} maps are taken to have strides {_strides(maps)}'
+                    f'{len(maps)} maps are taken to have {_plural("stride", strides)}'
                 )
                 return maps, maps
         raise self._refusal(f'{type_name(old)} cannot be built here: {_one_line(error)}')
 
-    def _outputs(self, wrapper: ConfigDict) -> list[Map]:
-        try:
-            return _trace({k: v for k, v in wrapper.items() if k not in _NOT_PROBED}).maps
-        except Exception as error:
-            raise self._refusal(
-                f'{type_name(wrapper)} cannot be built here: {_one_line(error)}'
-            ) from None
-
-    def _as_pyramid(self, host: ConfigDict, necks: list[ConfigDict], maps: list[Map]) -> list[Map]:
+    def _as_pyramid(self, host: ConfigDict, maps: list[Map]) -> list[Map]:
         """Return the pyramid that a segmentor makes of the equal maps of a plain ViT.
 
         Either its necks make it; they are left out, because the new backbone is a pyramid by
         itself. Or its decoder resizes maps, and takes a pyramid instead.
         """
-        outputs = maps
+        outputs, necks = maps, _listed(host.get('neck'))
         for neck in necks:
             outputs = _trace(neck, outputs).maps
         if len({m.stride for m in outputs}) == len(outputs) > 1:
@@ -329,7 +348,7 @@ class _Transplant:
             read |= trace.read
         return read
 
-    def _choose(self, old: ConfigDict, maps: list[Map], levels: list[Map]) -> list[int]:
+    def _choose(self, path: str, old: ConfigDict, maps: list[Map], levels: list[Map]) -> list[int]:
         """Return the stage for each map of the old backbone: of the same stride, or in a segmentor,
         whose heads resize maps, the next.
         """
@@ -352,6 +371,11 @@ class _Transplant:
             if not fitting or (not segmentor and strides[fitting[0]] != stride):
                 raise refusal
             stages.append(fitting[0])
+        if [strides[i] for i in stages] != [m.stride for m in maps]:
+            self.notes.append(
+                f'{path}.backbone: maps of {_plural("stride", [m.stride for m in maps])} become '
+                f'maps of {_plural("stride", [strides[i] for i in stages])}'
+            )
         return stages
 
     def _new_backbone(self, old: ConfigDict, host: ConfigDict, stages: list[int]) -> ConfigDict:
@@ -382,27 +406,6 @@ class _Transplant:
         if entry.kind != 'classifier':
             new.init_cfg.prefix = 'backbone.'
         return new
-
-    def _fit_wrapper(
-        self,
-        wrapper: ConfigDict,
-        key: str,
-        new: ConfigDict,
-        old_maps: list[Map],
-        new_maps: list[Map],
-    ) -> _Trace:
-        """Put the new backbone into a network that has one as its part, and fit its channels."""
-        for option in ('init_cfg', 'pretrained'):
-            if is_pretrained(wrapper.get(option)) or option == 'pretrained':
-                wrapper.pop(option, None)
-        wrapper[key] = new
-        self._fit(wrapper, old_maps, list(range(len(old_maps))), new_maps, image=True)
-        trace = _trace(wrapper)
-        inner = next(m for m in trace.module.modules() if isinstance(m, StagedBackbone))
-        if not _all_trained(inner, trace.outputs):
-            wrapper[key].out_norm = False  # the wrapper takes maps without reading all of them
-            trace = _trace(wrapper)
-        return trace
 
     def _fit_readers(
         self, host: ConfigDict, old: list[Map], kept: list[int], new: list[Map]
@@ -518,8 +521,8 @@ class _Transplant:
         """Use AdamW in place of SGD, spare norms and position biases from weight decay, and leave
         out what was made for the parameters of the old backbone. All other options stay.
         """
-        wrapper: Any = self.cfg.get('optim_wrapper')
-        if not isinstance(wrapper, dict) or 'optimizer' not in wrapper:
+        wrapper = self.cfg.get('optim_wrapper')
+        if not isinstance(wrapper, ConfigDict) or 'optimizer' not in wrapper:
             return
         if type_name(wrapper.optimizer) == 'SGD':
             self._use_adamw(wrapper)
@@ -619,6 +622,14 @@ def _heads(host: ConfigDict) -> list[ConfigDict]:
     return [node for key in keys for node in _listed(host[key]) if isinstance(node, dict) and node]
 
 
+def _probed(backbone: ConfigDict) -> dict:
+    """Return the settings that channels and strides of a backbone depend on."""
+    settings = {key: value for key, value in backbone.items() if key not in _NOT_PROBED}
+    if 'TIMM' in type_name(backbone):
+        settings['pretrained'] = False  # otherwise it downloads weights
+    return settings
+
+
 def _indexed(head: ConfigDict) -> list[ConfigDict]:
     """Return those parts of a segmentor's head that choose maps by ``in_index``."""
     return [node for node in dicts(head) if 'in_index' in node] or [head]
@@ -681,24 +692,26 @@ def _set_inputs(node: ConfigDict, old: list[int], kept: list[int], new: list[int
             node[key] = max(0, node[key] - dropped)
 
 
-def _settings(node: Any, key: str = '') -> Iterator[tuple[str, Any, Any]]:
-    """Yield each integer in a part of a config: the name of its setting, and where it is, as a
-    container and a key or position. Tuples become lists.
+def _settings(node: Any, path: tuple = ()) -> Iterator[tuple[str, int, tuple]]:
+    """Yield each integer in a part of a config: the name of its setting, its value, and its path,
+    which ends in a position for an item of a list.
     """
-    places: Any = ()
-    if isinstance(node, dict):
-        for name, value in node.items():
-            if isinstance(value, tuple):
-                node[name] = list(value)
-        places = node.items()
-    elif isinstance(node, list):
-        places = enumerate(node)
-    for place, value in places:
-        name = place if isinstance(node, dict) else key
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        place = (*path, key)
         if isinstance(value, int) and not isinstance(value, bool):
-            yield name, node, place
-        else:
-            yield from _settings(value, name)
+            yield next(key for key in reversed(place) if isinstance(key, str)), value, place
+        elif isinstance(value, (dict, list, tuple)):
+            yield from _settings(value, place)
+
+
+def _assign(node: Any, path: tuple, value: int) -> Any:
+    """Change the value at a path, and return the node; tuples are replaced."""
+    key, *rest = path
+    item = _assign(node[key], tuple(rest), value) if rest else value
+    if isinstance(node, tuple):
+        return (*node[:key], item, *node[key + 1 :])
+    node[key] = item
+    return node
 
 
 def _set_channels(node: ConfigDict, old: int, new: int) -> bool:
@@ -708,14 +721,12 @@ def _set_channels(node: ConfigDict, old: int, new: int) -> bool:
     ranks = ('in_channels', 'channels', 'dims', 'dim')
     found = [
         (next(i for i, rank in enumerate(ranks) if name.endswith(rank)), name != 'in_channels', n)
-        for n, (name, place, key) in enumerate(_settings(node))
-        if place[key] == old and name.endswith(ranks)
+        for n, (name, value, _) in enumerate(_settings(node))
+        if value == old and name.endswith(ranks)
     ]
-    if not found:
-        return False
-    _, place, key = list(_settings(node))[min(found)[-1]]
-    place[key] = new
-    return True
+    if found:
+        _assign(node, list(_settings(node))[min(found)[-1]][-1], new)
+    return bool(found)
 
 
 def _set_each(node: ConfigDict, channels: dict[int, int]) -> list[bool]:
@@ -725,13 +736,10 @@ def _set_each(node: ConfigDict, channels: dict[int, int]) -> list[bool]:
 
 def _map_channels(node: ConfigDict, original: ConfigDict, channels: dict[int, int]) -> None:
     """Change every setting that is a number of channels of an old map, and was so before."""
-    before = [place[key] for _, place, key in _settings(deepcopy(original))]
-    settings = list(_settings(node))
-    if len(before) != len(settings):
-        return
-    for value, (name, place, key) in zip(before, settings):
-        if name.endswith('channels') and place[key] == value and value in channels:
-            place[key] = channels[value]
+    current = {path: value for _, value, path in _settings(node)}
+    for name, value, path in _settings(original):
+        if name.endswith('channels') and value in channels and current.get(path) == value:
+            _assign(node, path, channels[value])
 
 
 # ---- running parts of a model on shapes --------------------------------------------------------
@@ -774,7 +782,8 @@ def _trace_on(device: str, node: dict, maps: list[Map] | None, previous: Any) ->
     with torch.device(device), _NumbersOnCpu():
         # torch.Tensor(n), as in mmdet's L2Norm, is on the CPU in any case.
         module = revert_sync_batchnorm(MODELS.build(deepcopy(node))).to(device)
-        module.train()  # mmdet's ResNet returns nothing
+        part = maps is not None or any(key in node for key in _NESTED)
+        module.train(part)  # mmdet's ResNet returns nothing
         if maps is None:
             inputs = [torch.rand(2, node.get('in_channels', 3), side, side)]
         else:
@@ -789,7 +798,7 @@ def _trace_on(device: str, node: dict, maps: list[Map] | None, previous: Any) ->
         arguments: list[Any] = [inputs[0] if maps is None else tuple(inputs)]
         if 'prev_output' in signature(module.forward).parameters:
             arguments.append(previous)
-        with torch.set_grad_enabled(maps is not None or any(key in node for key in _NESTED)):
+        with torch.set_grad_enabled(part):
             outputs = module(*arguments)
         read = set() if maps is None else _positions_read(inputs, outputs)
     flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
@@ -841,10 +850,6 @@ def _all_trained(backbone: nn.Module, outputs: Any) -> bool:
 
 
 # ---- sentences ---------------------------------------------------------------------------------
-
-
-def _strides(maps: Any) -> str:
-    return ', '.join(str(m.stride) for m in maps)
 
 
 def _plural(noun: str, numbers: Sequence[int]) -> str:
