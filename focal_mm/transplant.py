@@ -199,6 +199,8 @@ class _Transplant:
         if len({m.stride for m in old_maps}) == 1 < len(old_maps) and 'decode_head' in host:
             old_maps = levels = self._as_pyramid(host, old_maps)
         self.new_modules['backbone'] = self.net
+        if isinstance(host.get('decode_head'), list):
+            _share_map(host.decode_head, old_maps, levels)
         untouched, every = deepcopy(host), list(range(len(old_maps)))
         kept = sorted(self._read(host, old_maps))
         try:
@@ -620,6 +622,19 @@ def _heads(host: ConfigDict) -> list[ConfigDict]:
         (key for key in host if key.endswith('head')), key=lambda key: key != 'decode_head'
     )
     return [node for key in keys for node in _listed(host[key]) if isinstance(node, dict) and node]
+
+
+def _share_map(heads: list[ConfigDict], maps: list[Map], levels: list[Map]) -> None:
+    """Make heads in a cascade, of which each takes the output of the one before beside a map, read
+    the map of the last head, if their maps have one size only by dilation.
+    """
+    indices = [head.get('in_index', -1) for head in heads]
+    if not all(isinstance(i, int) for i in indices):
+        return
+    last = maps[indices[-1]]
+    same = len({maps[i].stride for i in indices}) == 1 < len({levels[i].stride for i in indices})
+    for head in heads if same else ():
+        head.update(in_index=indices[-1], in_channels=last.channels)
 
 
 def _probed(backbone: ConfigDict) -> dict:

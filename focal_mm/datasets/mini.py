@@ -303,7 +303,7 @@ def _set_num_classes(node: Any, classes: int, of_head: tuple[int, int] | None = 
 
 
 def _sample_fewer_regions(model: ConfigDict) -> None:
-    for node in dicts(model.get('train_cfg', {}).get('rcnn')):
+    for node in dicts((model.get('train_cfg') or {}).get('rcnn')):
         if 'num' in node.get('sampler', {}):
             node.sampler.num = min(node.sampler.num, ROIS_PER_IMAGE)
     for node in dicts(model):  # Sparse R-CNN learns its regions and samples none
@@ -313,9 +313,9 @@ def _sample_fewer_regions(model: ConfigDict) -> None:
         model.num_queries = min(model.num_queries, QUERIES_PER_IMAGE)
         model.test_cfg.max_per_img = min(model.test_cfg.max_per_img, QUERIES_PER_IMAGE)
     limits = [
-        (model.get('train_cfg', {}).get('rpn_proposal'), PROPOSALS_PER_IMAGE),
-        (model.get('test_cfg', {}).get('rpn'), PROPOSALS_PER_IMAGE),
-        (model.get('test_cfg', {}).get('rcnn'), DETECTIONS_PER_IMAGE),
+        ((model.get('train_cfg') or {}).get('rpn_proposal'), PROPOSALS_PER_IMAGE),
+        ((model.get('test_cfg') or {}).get('rpn'), PROPOSALS_PER_IMAGE),
+        ((model.get('test_cfg') or {}).get('rcnn'), DETECTIONS_PER_IMAGE),
     ]
     for node, limit in limits:
         if node and 'max_per_img' in node:
