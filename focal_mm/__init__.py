@@ -44,6 +44,7 @@ before and went on without the ops.
 import sys
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import Any
 
 
 def set_up() -> None:
@@ -69,6 +70,14 @@ def set_up() -> None:
     weights.register()
 
 
+def __getattr__(name: str) -> Any:
+    if name == 'use_backbone':
+        from .transplant import use_backbone
+
+        return use_backbone
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
 # The command sets up once it has read its command line: torch and OpenMMLab take seconds to import.
 _name = sys.argv[0] if sys.argv else ''
 _is_command = Path(_name).stem == 'focal-mm' or (_name == '-m' and 'focal_mm' in sys.orig_argv)
@@ -76,4 +85,4 @@ if not _is_command or parent_process():
     set_up()
 
 __version__ = '0.1.0'
-__all__ = ['backbones', 'config', 'heads', 'kernels', 'set_up', 'weights']
+__all__ = ['backbones', 'config', 'heads', 'kernels', 'set_up', 'use_backbone', 'weights']

@@ -112,6 +112,11 @@ def type_name(node: ConfigDict) -> str:
     return name.rsplit('.')[-1] if isinstance(name, str) else name.__name__
 
 
+def is_pretrained(init_cfg: Any) -> bool:
+    """Return whether an ``init_cfg``, a dict or a list, loads a checkpoint."""
+    return any(type_name(node) in ('Pretrained', 'PretrainedInit') for node in dicts(init_cfg))
+
+
 def loader_types(cfg: Config) -> set[str]:
     """Return the names of all types in a config's data loaders: datasets, transforms, samplers."""
     return {type_name(node) for node in dicts([cfg.get(key) for key in DATALOADERS])}

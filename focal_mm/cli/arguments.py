@@ -40,6 +40,17 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "the config's work_dir, else work_dirs/<its path below configs/>",
     )
     parser.add_argument(
+        '--backbone',
+        metavar='NAME',
+        help='put a published backbone, as focalnet_tiny_lrf_in1k, in place of the one of any '
+        'config; prints what it changes (docs/detectors.md)',
+    )
+    parser.add_argument(
+        '--dump',
+        metavar='FILE',
+        help='also write the config, with the options applied, to a .py, .json or .yml file',
+    )
+    parser.add_argument(
         '--mini',
         action='store_true',
         help='train on the built-in mini dataset '

@@ -18,6 +18,7 @@ from torch.distributed import init_process_group
 
 from ..config import datasets_of, dicts, move_data_root
 from ..datasets import command_for, from_scratch, use_mini, use_part
+from ..transplant import use_backbone
 
 
 def load_config(
@@ -29,6 +30,8 @@ def load_config(
     launcher: str = 'none',
     options: dict[str, Any] | None = None,
     part: str | None = None,
+    backbone: str | None = None,
+    dump: str | None = None,
 ) -> Config:
     """Read a config and apply the options of a command line.
 
@@ -48,13 +51,20 @@ def load_config(
             ``data_root`` also moves every path in the config's own. Default: none.
         part (str, optional): Train on a part of COCO or ADE20K, see
             :func:`focal_mm.datasets.use_part`. Default: on all of the data.
+        backbone (str, optional): Name of published weights, whose backbone takes the place of the
+            config's before the other options apply, see :func:`focal_mm.use_backbone`. Default:
+            the config's own.
+        dump (str, optional): File that the config is written to, with the options above but
+            ``amp`` and ``launcher``. Default: none.
 
     Raises:
-        FileNotFoundError: If there is no such config.
+        FileNotFoundError: If there is no such config, or no folder for ``dump``.
         ValueError: If the options don't fit the config, or there is no mini dataset for its task or
             no part of its data.
     """
     cfg = _read_config(config)
+    if backbone:
+        use_backbone(cfg, backbone)
     if part:
         if mini:
             raise ValueError(f'--mini and --data {part} are two sets of data; leave one out')
@@ -64,6 +74,8 @@ def load_config(
     elif scratch:
         cfg = from_scratch(cfg)
     _override(cfg, options or {})
+    if dump:
+        _dump(cfg, dump)
     cfg.work_dir = work_dir or cfg.get('work_dir') or _default_work_dir(config)
     cfg.launcher = launcher
     if amp:
@@ -97,6 +109,16 @@ def _read_config(name: str) -> Config:
         return Config.fromfile(name)
     except (FileNotFoundError, ModuleNotFoundError) as error:
         raise FileNotFoundError(f'{name}: {error}') from error
+
+
+def _dump(cfg: Config, file: str) -> None:
+    path = Path(file).expanduser()
+    if path.suffix not in ('.py', '.json', '.yml', '.yaml'):
+        raise ValueError(f'--dump {file}: a config ends in .py, .json, .yml or .yaml')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'--dump {file}: there is no folder {path.parent}')
+    cfg.dump(path)
+    print_log(f'the config is in {path}')
 
 
 def _override(cfg: Config, options: dict[str, Any]) -> None:

@@ -6,7 +6,15 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..config import DATALOADERS, datasets_of, dicts, library, loader_types, type_name
+from ..config import (
+    DATALOADERS,
+    datasets_of,
+    dicts,
+    is_pretrained,
+    library,
+    loader_types,
+    type_name,
+)
 from .shapes import (
     GROUND,
     IMAGE_SIZE,
@@ -55,7 +63,7 @@ def from_scratch(cfg: Config) -> Config:
     cfg = copy.deepcopy(cfg)
     cfg.load_from = None
     for node in list(dicts(cfg.model)):
-        if _is_pretrained(node.get('init_cfg')):
+        if is_pretrained(node.get('init_cfg')):
             del node.init_cfg
         if node.get('pretrained') is not None:
             node.pretrained = None
@@ -111,10 +119,6 @@ def use_mini(cfg: Config) -> Config:
     _shorten_schedule(cfg)
     cfg.setdefault('randomness', dict(seed=0))
     return cfg
-
-
-def _is_pretrained(init_cfg: Any) -> bool:
-    return any(type_name(node) in ('Pretrained', 'PretrainedInit') for node in dicts(init_cfg))
 
 
 def _replace(dataset: ConfigDict, **fields: Any) -> None:
@@ -299,7 +303,7 @@ def _set_num_classes(node: Any, classes: int, of_head: tuple[int, int] | None = 
 
 
 def _sample_fewer_regions(model: ConfigDict) -> None:
-    for node in dicts(model.get('train_cfg', {}).get('rcnn')):
+    for node in dicts((model.get('train_cfg') or {}).get('rcnn')):
         if 'num' in node.get('sampler', {}):
             node.sampler.num = min(node.sampler.num, ROIS_PER_IMAGE)
     for node in dicts(model):  # Sparse R-CNN learns its regions and samples none
@@ -309,9 +313,9 @@ def _sample_fewer_regions(model: ConfigDict) -> None:
         model.num_queries = min(model.num_queries, QUERIES_PER_IMAGE)
         model.test_cfg.max_per_img = min(model.test_cfg.max_per_img, QUERIES_PER_IMAGE)
     limits = [
-        (model.get('train_cfg', {}).get('rpn_proposal'), PROPOSALS_PER_IMAGE),
-        (model.get('test_cfg', {}).get('rpn'), PROPOSALS_PER_IMAGE),
-        (model.get('test_cfg', {}).get('rcnn'), DETECTIONS_PER_IMAGE),
+        ((model.get('train_cfg') or {}).get('rpn_proposal'), PROPOSALS_PER_IMAGE),
+        ((model.get('test_cfg') or {}).get('rpn'), PROPOSALS_PER_IMAGE),
+        ((model.get('test_cfg') or {}).get('rcnn'), DETECTIONS_PER_IMAGE),
     ]
     for node, limit in limits:
         if node and 'max_per_img' in node:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from focal_mm.cli.runner import load_config, require_files
 
@@ -18,6 +19,25 @@ def test_data_root_in_the_options_moves_the_data():
 def test_options_come_after_mini():
     cfg = load_config(CONFIG, mini=True, options={'train_cfg.max_epochs': 1})
     assert cfg.train_cfg.max_epochs == 1
+
+
+def test_backbone_comes_before_the_options_and_dump_after_them(tmp_path):
+    cfg = load_config(
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        options={'model.backbone.drop_path_rate': 0.4},
+        backbone='focalnet_tiny_lrf_in1k',
+        dump=f'{tmp_path}/mine.py',
+    )
+    dumped = Config.fromfile(tmp_path / 'mine.py')
+    assert dumped.model == cfg.model and dumped.model.backbone.type == 'FocalNet'
+    assert dumped.model.backbone.drop_path_rate == 0.4
+    assert dumped.custom_imports.imports == ['focal_mm']
+
+
+@pytest.mark.parametrize('file', ['mine.txt', 'missing/mine.py'])
+def test_file_that_a_config_cannot_be_written_to_is_an_error(tmp_path, file):
+    with pytest.raises((ValueError, FileNotFoundError), match='--dump'):
+        load_config(CONFIG, dump=f'{tmp_path}/{file}')
 
 
 def test_work_folder_is_called_after_the_config_and_its_folder(tmp_path, monkeypatch):

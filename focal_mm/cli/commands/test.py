@@ -47,6 +47,8 @@ def run(args: Namespace) -> None:
         launcher=args.launcher,
         options=args.cfg_options,
         part=args.data,
+        backbone=args.backbone,
+        dump=args.dump,
     )
     cfg.load_from = args.checkpoint
     runner.require_files(cfg, 'test_dataloader')

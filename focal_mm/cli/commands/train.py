@@ -3,6 +3,7 @@
 Examples:
   focal-mm train configs/mask_rcnn/focalnet_t_1x.py
   focal-mm train focal_mm::upernet/focalnet_t.py --mini
+  focal-mm train mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py --backbone focalnet_tiny_lrf_in1k
   focal-mm train my_config.py --resume --cfg-options train_dataloader.batch_size=4
 """
 
@@ -49,6 +50,8 @@ def run(args: Namespace) -> None:
         args.launcher,
         args.cfg_options,
         args.data,
+        args.backbone,
+        args.dump,
     )
     if args.resume:
         training.resume(cfg, args.resume)
