@@ -23,7 +23,14 @@ from ..config import change_paths, datasets_of, dicts, move_data_root, type_name
 from ..datasets import command_for, from_scratch, use_mini, use_part
 
 # Arguments of mmengine's OptimWrapper; those of mixed precision are not among them.
-_FP32_KEYS = ('type', 'optimizer', 'constructor', 'paramwise_cfg', 'accumulative_counts', 'clip_grad')
+_FP32_KEYS = (
+    'type',
+    'optimizer',
+    'constructor',
+    'paramwise_cfg',
+    'accumulative_counts',
+    'clip_grad',
+)
 # Options of a DataLoader that PyTorch refuses where no worker processes load.
 _WORKER_KEYS = ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context')
 
@@ -196,7 +203,9 @@ class _WithoutSyncBatchNorm(Runner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for distributed training, with BatchNorm for each SyncBatchNorm."""
         if any('SyncBatchNorm' in type(module).__name__ for module in model.modules()):
-            print_log('no GPU: BatchNorm in each process instead of SyncBatchNorm', logger='current')
+            print_log(
+                'no GPU: BatchNorm in each process instead of SyncBatchNorm', logger='current'
+            )
             model = revert_sync_batchnorm(model)
         return super().wrap_model(model_wrapper_cfg, model)
 
@@ -211,7 +220,7 @@ def build_runner(cfg: Config) -> Runner:
     cls: type = RUNNERS.get(name) if isinstance(name, str) else name
     if not issubclass(cls, Runner):
         return RUNNERS.build(cfg)
-    return type(cls.__name__, (_WithoutSyncBatchNorm, cls), {}).from_cfg(cfg)  # type: ignore
+    return type(cls.__name__, (_WithoutSyncBatchNorm, cls), {}).from_cfg(cfg)  # type: ignore[attr-defined]
 
 
 def run(cfg: Config, task: str) -> None:

@@ -49,7 +49,7 @@ def use_tta(cfg: Config) -> None:
     cfg.model = ConfigDict(cfg.get('tta_model') or _TTA_MODELS[kind], module=cfg.model)
 
 
-def _with_flip(pipeline: list[ConfigDict], scope: str) -> list[dict]:
+def _with_flip(pipeline: list[ConfigDict], scope: str | None) -> list[dict]:
     """Return a test pipeline that packs every image twice, as it is and flipped."""
     *steps, pack = pipeline
     # The ground truth is loaded after the flip, because predictions are flipped back.

@@ -25,6 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .resize import fit_kernel
 
 _WRAPPERS = re.compile(r'^((module|_orig_mod)\.)+')
+_NUMBER = re.compile(r'\d+$')
 # Packages whose classes the networks of focal_mm consist of; all other classes are a user's.
 _PACKAGES = ('focal_mm', 'mmcv', 'mmdet', 'mmengine', 'torch')
 
@@ -83,6 +84,7 @@ class Load:
         file (str or None): The file that is loaded, once a hook has been given a tensor or the
             name of a tensor from it. None: the state dict was not read from a file, and may be
             partial, as everywhere in PyTorch.
+        strict (bool): Whether names that the network does not have are an error.
         fitted (set[str]): Prefixes of the modules that have been fitted and are still to be
             loaded.
     """
@@ -90,6 +92,7 @@ class Load:
     def __init__(self, messages: list[str]) -> None:
         self.messages = messages
         self.file: str | None = None
+        self.strict = True
         self.fitted: set[str] = set()
 
     def names(self) -> list[str]:
@@ -198,6 +201,7 @@ class FittedModule(nn.Module):
     ) -> None:
         """Fit and check everything within this module, unless an outer module has done so."""
         load = current_load(state_dict, unexpected_keys, error_msgs)
+        load.strict = strict
         if prefix in load.fitted:
             load.fitted.remove(prefix)
             return
@@ -255,9 +259,9 @@ class FittedBackbone(FittedModule):
     """Network that checks a state dict as a whole before the first tensor is copied.
 
     Shapes always have to agree. A state dict that was read from a file also has to be complete: no
-    key is missing or left over. Only parameters that the checkpoint can't know stay as initialized:
-    parameters that a user has added to the network, in a subclass, in a module of another class or
-    by hand.
+    key of this network is missing or left over. Only parameters that the checkpoint can't know stay
+    as initialized: parameters that a user has added to the network, in a subclass, in a module of
+    another class or by hand.
 
     Attributes:
         family_names (frozenset[str]): Names of the family's own parameters and buffers, with ``*``
@@ -272,6 +276,9 @@ class FittedBackbone(FittedModule):
 
     def check_state_dict(self, state_dict: dict[str, Tensor], prefix: str, load: Load) -> None:
         """Check shapes and, if the state dict comes from a file, names.
+
+        Tensors of other parts of a model, as a neck, may be left over, and with PyTorch's
+        ``strict=False`` any: they are logged. (mmengine's ``strict`` does not reach the modules.)
 
         Raises:
             CheckpointError: If a shape differs or, from a file, a key is missing or left over, or
@@ -303,15 +310,28 @@ class FittedBackbone(FittedModule):
                 new.append(key)
                 if not value.is_meta:  # else PyTorch reports it as missing
                     state_dict[key] = value
-        extra = next((key for key in given if key not in own), None)
-        if load.file and extra:
+        extra = [key for key in given if key not in own] if load.file else []
+        others = [] if prefix else [key for key in extra if self._is_of_another_part(key)]
+        if load.strict and len(extra) > len(others):
+            unknown = next(key for key in extra if key not in others)
             raise CheckpointError(
-                f'{extra} is not in the {family} that was built; build it as the checkpoint was'
+                f'{unknown} is not in the {family} that was built; build it as the checkpoint was'
             )
+        if extra:
+            parts = ', '.join(sorted({key.split('.')[0] for key in extra}))
+            self.changes['tensor', f'of the checkpoint left over: {parts}'] += len(extra)
         if new:
             names = ', '.join(dict.fromkeys(_general(key[len(prefix) :]) for key in new))
             what = f'not in {load.file}, left as initialized: {names}'
             self.changes['parameter', what] += len(new)
+
+    def _is_of_another_part(self, name: str) -> bool:
+        """Return whether a tensor belongs to a module beside this network, as a neck: its name
+        begins with none of the network's own parts, whatever their numbers.
+        """
+        parts = {_NUMBER.sub('', key.split('.')[0]) for key in self.family_names}
+        part, _, rest = name.partition('.')
+        return rest != '' and _NUMBER.sub('', part) not in parts
 
     def _is_new(self, prefix: str, name: str, known: set[str]) -> bool:
         """Return whether a user has added a parameter.
@@ -339,10 +359,16 @@ class FittedBackbone(FittedModule):
     def _describe_foreign(self, given: list[str], wanted: str, prefix: str, load: Load) -> str:
         """Return the error message for a state dict that has nothing for this network."""
         in_file = load.names() if load.file else []
+        wrapper = next((k.removesuffix(wanted) for k in in_file if k.endswith(f'.{wanted}')), '')
+        hint = describe_prefixes(in_file, wanted[len(prefix) :])
+        if prefix and wrapper:
+            hint += (
+                f'; for the whole model: focal-mm weights convert {load.file} NEW.pth '
+                f'--prefix {wrapper}'
+            )
         return (
             f'not a checkpoint of {type(self).__name__}: it has '
-            f'{next(iter(given or in_file), "no key")}, and nothing like {wanted}'
-            f'{describe_prefixes(in_file, wanted[len(prefix) :])}'
+            f'{next(iter(given or in_file), "no key")}, and nothing like {wanted}{hint}'
         )
 
 
