@@ -34,7 +34,7 @@ class _Kind(NamedTuple):
 
 
 _UNPACK = 'unpack it, and give the checkpoint in it'
-_EXPORTED = 'it has a graph; give the checkpoint that it was made from'
+_EXPORTED = 'give the checkpoint that it was made from'
 # By the first bytes.
 _MARKED = {
     b'\x1f\x8b': _Kind('compressed by gzip', 'uncompress it (gunzip), and give what comes out'),
@@ -54,7 +54,7 @@ _MARKED = {
     b'version https://git-lfs': _Kind(
         'a pointer of Git LFS, not the file', 'get the file (git lfs pull)'
     ),
-    b'<': _Kind('a web page', 'get the file itself, from the address that the page links to'),
+    b'<': _Kind('a web page', 'get the file again, from the address that it links to'),
     b'{': _Kind('JSON text', 'give a file of weights; of an index, the files that it names'),
 }
 # By the end of the name, for kinds that may begin with anything.
@@ -168,7 +168,7 @@ def _read(path: Path, head: bytes, map_location: Any, omit: bool) -> Any:
     members = ZipFile(path).namelist() if is_zipfile(path) else []
     with path.open('rb') as file:
         if members and all(name.endswith('.npy') for name in members):
-            return _read_arrays(path)
+            return _read_arrays(path, trusted, omit)
         if any(name.endswith('/constants.pkl') for name in members) and not trusted:
             raise RefusedError('a TorchScript program')  # torch.load would run it
         if members and not any(name.endswith('.pkl') for name in members):
@@ -197,15 +197,19 @@ def _read(path: Path, head: bytes, map_location: Any, omit: bool) -> Any:
     return _to_tensors(content, str(path))
 
 
-def _read_arrays(path: Path) -> dict[str, Any]:
+def _read_arrays(path: Path, trusted: bool, omit: bool) -> dict[str, Any]:
     """Read a ``.npz`` file."""
-    with np.load(path) as arrays:
-        try:
-            return _to_tensors(dict(arrays), str(path))
-        except ValueError as error:
-            if 'allow_pickle' not in str(error):
-                raise
-            raise RefusedError('arrays of Python objects') from error
+    found = {}
+    with np.load(path, allow_pickle=trusted) as arrays:
+        for name in arrays.files:
+            try:
+                found[name] = arrays[name]
+            except ValueError as error:
+                if 'allow_pickle' not in str(error):
+                    raise
+                if not omit:
+                    raise RefusedError(f'{name}, an array of Python objects') from error
+    return _to_tensors(found, str(path))
 
 
 def _to_tensors(value: Any, name: str) -> Any:

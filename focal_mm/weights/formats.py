@@ -175,7 +175,9 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> Any:
     if not isinstance(content, dict):
         return content
     if 'meta' not in content and not _has_arrays(content):
-        raise CheckpointError(f'{path}: holds no weights, only {next(iter(content), "nothing")}')
+        raise CheckpointError(
+            f'{path}: holds no weights, only {next(iter(content), "nothing")}; get the file again'
+        )
     for value in content.values():  # an average of the weights has a place of its own
         if isinstance(value, dict):
             remember(path, value)
@@ -205,7 +207,7 @@ def _is_weights(candidate: object) -> bool:
     return (
         isinstance(candidate, dict)
         and len(candidate) > 0
-        and all(isinstance(value, Tensor) for value in candidate.values())
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in candidate.items())
     )
 
 
@@ -232,7 +234,7 @@ def _find_weights(content: dict) -> tuple[str | None, dict[str, Tensor]]:
     """
     places = {key: content[key] for key in ('state_dict', 'model') if _is_weights(content.get(key))}
     level = {'': content}
-    for _ in range(3):  # lightning_fabric: state.model, others: checkpoint.model.state_dict
+    for _ in range(4):  # as deep as checkpoint.model.state_dict
         known = {place: _tensors(value) for place, value in level.items()}
         known = {place: weights for place, weights in known.items() if weights}
         places.update({place: known[place] for place in known if recognise(known[place])})

@@ -150,7 +150,10 @@ class Omitted:
     def __setstate__(self, state: object) -> None:
         if self.content is not None:  # the state of a dict or list is bookkeeping
             return
-        if self.is_settings():
+        if self.is_settings() and isinstance(state, dict):
+            # Names such as yacs' __immutable__ are no settings.
+            self.content = {k: v for k, v in state.items() if not str(k).startswith('__')}
+        elif self.is_settings():
             self.content = state
         elif self.strict:
             raise RefusedError(self.name)

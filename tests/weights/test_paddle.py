@@ -131,7 +131,7 @@ def test_array_with_fewer_bytes_than_its_shape_is_refused(file):
 def test_file_cut_off_is_refused_by_name(file, kept):
     data = write(file, {f'layer.{i}.weight': np.ones((8, 8)) for i in range(9)}).read_bytes()
     file.write_bytes(data[: int(kept * len(data))])
-    with pytest.raises(CheckpointError, match='net.pdparams: cut off'):
+    with pytest.raises(CheckpointError, match='net.pdparams: (cut off|empty)'):
         read_checkpoint(file)
 
 
