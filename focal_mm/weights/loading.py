@@ -84,7 +84,6 @@ class Load:
         file (str or None): The file that is loaded, once a hook has been given a tensor or the
             name of a tensor from it. None: the state dict was not read from a file, and may be
             partial, as everywhere in PyTorch.
-        strict (bool): Whether names that the network does not have are an error.
         fitted (set[str]): Prefixes of the modules that have been fitted and are still to be
             loaded.
     """
@@ -92,7 +91,6 @@ class Load:
     def __init__(self, messages: list[str]) -> None:
         self.messages = messages
         self.file: str | None = None
-        self.strict = True
         self.fitted: set[str] = set()
 
     def names(self) -> list[str]:
@@ -201,7 +199,6 @@ class FittedModule(nn.Module):
     ) -> None:
         """Fit and check everything within this module, unless an outer module has done so."""
         load = current_load(state_dict, unexpected_keys, error_msgs)
-        load.strict = strict
         if prefix in load.fitted:
             load.fitted.remove(prefix)
             return
@@ -277,8 +274,8 @@ class FittedBackbone(FittedModule):
     def check_state_dict(self, state_dict: dict[str, Tensor], prefix: str, load: Load) -> None:
         """Check shapes and, if the state dict comes from a file, names.
 
-        Tensors of other parts of a model, as a neck, may be left over, and with PyTorch's
-        ``strict=False`` any: they are logged. (mmengine's ``strict`` does not reach the modules.)
+        Tensors of other parts of a model, such as a neck, may be left over beside the network's
+        own; they are logged, and with ``strict=True`` the caller refuses them.
 
         Raises:
             CheckpointError: If a shape differs or, from a file, a key is missing or left over, or
@@ -312,14 +309,13 @@ class FittedBackbone(FittedModule):
                     state_dict[key] = value
         extra = [key for key in given if key not in own] if load.file else []
         others = [] if prefix else [key for key in extra if self._is_of_another_part(key)]
-        if load.strict and len(extra) > len(others):
-            unknown = next(key for key in extra if key not in others)
+        if unknown := next((key for key in extra if key not in others), None):
             raise CheckpointError(
                 f'{unknown} is not in the {family} that was built; build it as the checkpoint was'
             )
-        if extra:
-            parts = ', '.join(sorted({key.split('.')[0] for key in extra}))
-            self.changes['tensor', f'of the checkpoint left over: {parts}'] += len(extra)
+        if others:
+            parts = ', '.join(sorted({key.split('.')[0] for key in others}))
+            self.changes['tensor', f'of the checkpoint left over: {parts}'] += len(others)
         if new:
             names = ', '.join(dict.fromkeys(_general(key[len(prefix) :]) for key in new))
             what = f'not in {load.file}, left as initialized: {names}'
