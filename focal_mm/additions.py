@@ -1,28 +1,34 @@
-"""What focal_mm adds to modules of mmcv, mmpretrain, mmdet and mmseg that have no entry point.
+"""What focal_mm adds to modules of OpenMMLab, which have no entry point for it.
 
-These modules take seconds to import, so that the additions wait until somebody imports them:
+Some of these modules take seconds to import, so that the additions wait until somebody imports
+them:
 
 - mmpretrain's ``list_models``, ``get_model`` and ``inference_model`` take the names of
   ``configs/imagenet/metafile.yml``; ``pretrained=True`` loads the published weights.
 - ``LearningRateDecayOptimizerConstructor`` of mmdet and mmseg takes models with a backbone of
   focal_mm, see :mod:`focal_mm.backbones.layer_decay`.
 - Corrections of ``mmcv.ops``, see :mod:`focal_mm.compat.mmcv_corrections`.
+- ``activation_checkpointing`` and ``efficient_conv_bn_eval`` of mmengine's runner work within
+  backbones of focal_mm.
 """
 
 import sys
-from collections.abc import Sequence
-from functools import wraps
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from .backbones.base import StagedBackbone
+from .backbones.base import StagedBackbone, recompute
 from .backbones.layer_decay import add_layers
 from .compat.mmcv_corrections import CORRECTIONS
+from .backbones.mixing_convnets import MixingConvNet
 from .config import CONFIGS
+from .weights.loading import FittedBackbone
 
 _METAFILE = CONFIGS / 'imagenet' / 'metafile.yml'
 
@@ -51,8 +57,60 @@ def add_layer_decay(module: ModuleType) -> None:
     constructor.add_params = add_params_or_layers
 
 
+def add_recomputation(module: ModuleType) -> None:
+    """Make mmengine's ``activation_checkpointing`` recompute parts of our backbones as ``with_cp``
+    does. Its own way gives no gradient to a part whose inputs need none, such as a stem, or are in
+    a list, and updates the statistics of a BatchNorm twice.
+    """
+
+    def turn_on(part: nn.Module) -> None:
+        part.forward = wraps(part.forward)(partial(recompute, part.forward, part))
+
+    _wrap(module.turn_on_activation_checkpointing, turn_on)
+
+
+def add_folding(module: ModuleType) -> None:
+    """Make mmengine's ``efficient_conv_bn_eval`` find the convolutions and norms within our
+    backbones, which can't be traced as a whole.
+    """
+
+    def turn_on(part: nn.Module) -> None:
+        for child in list(part.modules()):
+            kinds = list(map(type, child)) if type(child) is nn.Sequential else []
+            follows = (nn.Conv2d, nn.BatchNorm2d) in pairwise(kinds)
+            if follows or (isinstance(part, MixingConvNet) and child is part.convnet):
+                module.turn_on_efficient_conv_bn_eval_for_single_model(child)
+
+    _wrap(module.turn_on_efficient_conv_bn_eval, turn_on)
+
+
+def _wrap(original: Callable, turn_on: Callable[[nn.Module], None]) -> None:
+    """Replace a function of mmengine that changes parts of a model, for parts of our backbones.
+
+    Args:
+        original (Callable): Takes a model, and the name or names of parts.
+        turn_on (Callable): Takes a part of a backbone, or one that has a backbone in it.
+    """
+
+    @wraps(original)
+    def turn_on_or_original(model: nn.Module, modules: str | Sequence[str]) -> None:
+        for name in [modules] if isinstance(modules, str) else modules:
+            part = model.get_submodule(name)
+            nets = [net for net in model.modules() if isinstance(net, FittedBackbone)]
+            if any(part in [*net.modules()] or net in [*part.modules()] for net in nets):
+                turn_on(part)
+            else:
+                original(model, name)
+
+    for name, holder in list(sys.modules.items()):
+        if name.startswith('mmengine.') and getattr(holder, original.__name__, None) is original:
+            setattr(holder, original.__name__, turn_on_or_original)
+
+
 ADDITIONS = {
     **CORRECTIONS,
+    'mmengine.model.efficient_conv_bn_eval': add_folding,
+    'mmengine.runner.activation_checkpointing': add_recomputation,
     'mmpretrain.apis.model': add_models,
     'mmdet.engine.optimizers.layer_decay_optimizer_constructor': add_layer_decay,
     'mmseg.engine.optimizers.layer_decay_optimizer_constructor': add_layer_decay,

@@ -2,10 +2,10 @@
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import wraps
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from mmengine import hub
@@ -109,7 +109,7 @@ def type_name(node: ConfigDict) -> str:
     The type is a string, or a class in newer configs.
     """
     name = node.get('type', '')
-    return name.rsplit('.')[-1] if isinstance(name, str) else name.__name__
+    return name.rpartition('.')[-1] if isinstance(name, str) else getattr(name, '__name__', '')
 
 
 def is_pretrained(init_cfg: Any) -> bool:
@@ -139,6 +139,27 @@ def datasets_of(loader: ConfigDict | None) -> Iterator[ConfigDict]:
             yield node
 
 
+def change_paths(cfg: Config, change: Callable[[str], str]) -> None:
+    """Apply a function, in place, to every string and path of a config, also those in lists.
+
+    Args:
+        cfg (Config): Any OpenMMLab config.
+        change (Callable): Takes a string and returns one.
+    """
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, (str, PurePath)):
+            return change(str(value))
+        if type(value) in (list, tuple):
+            return type(value)(map(changed, value))
+        return value
+
+    for node in dicts(cfg._cfg_dict):
+        for key, value in list(node.items()):
+            if (new := changed(value)) != value:
+                node[key] = new
+
+
 def move_data_root(cfg: Config, root: str) -> None:
     """Change, in place, every path that lies in the config's ``data_root`` to lie in ``root``.
 
@@ -147,7 +168,9 @@ def move_data_root(cfg: Config, root: str) -> None:
     if not cfg.get('data_root'):
         return
     old, new = (os.path.expanduser(path).rstrip('/') for path in (cfg.data_root, root))
-    for node in dicts(cfg._cfg_dict):
-        for key, value in node.items():
-            if isinstance(value, str) and f'{value}/'.startswith(f'{old}/'):
-                node[key] = new + value[len(old) :]
+
+    def moved(path: str) -> str:
+        whole = os.path.expanduser(path)
+        return new + whole[len(old) :] if f'{whole}/'.startswith(f'{old}/') else path
+
+    change_paths(cfg, moved)

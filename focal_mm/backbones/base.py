@@ -4,7 +4,7 @@ Inside a backbone a map is (N, H, W, C): the linear layers and norms act on the 
 convolution sees the same memory as a channels-last (N, C, H, W).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -118,6 +118,34 @@ def _kept_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum, count in norms:
             norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def recompute(function: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a function whose results are computed again in the backward pass, to save memory.
+
+    Args:
+        function (Callable): The module, or its forward.
+        module (nn.Module): The module that computes. Its BatchNorms count once.
+        args: Arguments of the function.
+        kwargs: Further arguments of the function.
+    """
+    if torch.compiler.is_compiling():  # torch.compile updates BatchNorm statistics only once
+        return checkpoint(function, *args, use_reentrant=False, **kwargs)
+    choice = record_choice()
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        # Kernels store what they stored before; BatchNorm statistics are not updated twice.
+        with choice(), _kept_statistics(module):
+            yield
+
+    return checkpoint(
+        function,
+        *args,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), again()),
+        **kwargs,
+    )
 
 
 class _Tie(torch.autograd.Function):
@@ -286,24 +314,8 @@ class Stage(FittedModule):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C), before the step down."""
         for block in self.blocks:
-            x = self.recompute(block, x) if self.with_cp and x.requires_grad else block(x)
+            x = recompute(block, block, x) if self.with_cp and x.requires_grad else block(x)
         return x
-
-    def recompute(self, block: nn.Module, x: Tensor) -> Tensor:
-        """Run a block whose results are computed again in the backward pass."""
-        if torch.compiler.is_compiling():  # torch.compile updates BatchNorm statistics only once
-            return checkpoint(block, x, use_reentrant=False)
-        choice = record_choice()
-
-        @contextmanager
-        def recomputation() -> Iterator[None]:
-            # Kernels store what they stored before; BatchNorm statistics are not updated twice.
-            with choice(), _kept_statistics(block):
-                yield
-
-        return checkpoint(
-            block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), recomputation())
-        )
 
 
 class StagedBackbone(BaseModule, FittedBackbone):

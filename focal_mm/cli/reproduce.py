@@ -13,7 +13,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..config import CONFIGS, dicts, library
+from ..config import CONFIGS, dicts, library, type_name
 from ..datasets import PARTS
 from ..weights import fetch
 from .arguments import ArgumentParser, add_run_arguments
@@ -182,7 +182,7 @@ def estimate_training_memory(cfg: Config) -> int:
         maps = model.extract_feat(torch.empty(cfg.train_dataloader.batch_size, 3, *size))
     weights = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in model.parameters()}
     activations = sum(nbytes for key, nbytes in saved.items() if key not in weights)
-    if cfg.optim_wrapper.type == 'AmpOptimWrapper':
+    if type_name(cfg.optim_wrapper) == 'AmpOptimWrapper':
         activations //= 2
     del maps  # until here their graph keeps the saved tensors alive
     return 4 * sum(weights.values()) + activations

@@ -12,13 +12,28 @@ from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.dist import barrier, get_backend, is_distributed
 from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.utils import is_abs
+from torch import nn
 from torch.distributed import init_process_group
 
-from ..config import datasets_of, dicts, move_data_root
+from ..config import change_paths, datasets_of, dicts, move_data_root, type_name
 from ..datasets import command_for, from_scratch, use_mini, use_part
 from ..transplant import use_backbone
+
+# Arguments of mmengine's OptimWrapper; those of mixed precision are not among them.
+_FP32_KEYS = (
+    'type',
+    'optimizer',
+    'constructor',
+    'paramwise_cfg',
+    'accumulative_counts',
+    'clip_grad',
+)
+# Options of a DataLoader that PyTorch refuses where no worker processes load.
+_WORKER_KEYS = ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context')
 
 
 def load_config(
@@ -34,6 +49,9 @@ def load_config(
     dump: str | None = None,
 ) -> Config:
     """Read a config and apply the options of a command line.
+
+    In every path ``~`` is expanded. A data loader without workers loses the options that only
+    workers have, such as ``persistent_workers``.
 
     Args:
         config (str): A file, or ``PACKAGE::PATH``.
@@ -77,6 +95,11 @@ def load_config(
     if dump:
         _dump(cfg, dump)
     cfg.work_dir = work_dir or cfg.get('work_dir') or _default_work_dir(config)
+    change_paths(cfg, os.path.expanduser)
+    for loader in dicts(cfg._cfg_dict):
+        if 'dataset' in loader and not loader.get('num_workers'):
+            for key in _WORKER_KEYS:
+                loader.pop(key, None)
     cfg.launcher = launcher
     if amp:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
@@ -95,6 +118,7 @@ def _default_work_dir(config: str) -> str:
 
 
 def _read_config(name: str) -> Config:
+    name = os.path.expanduser(name)
     path = Path(name)
     if '::' not in name and not path.is_file():
         siblings = [file.name for file in path.parent.glob('*.py')]
@@ -131,15 +155,22 @@ def _override(cfg: Config, options: dict[str, Any]) -> None:
 
 
 def _adapt_to_cpu(cfg: Config) -> None:
-    optimizer = cfg.get('optim_wrapper') or ConfigDict()
-    if optimizer.get('type') == 'AmpOptimWrapper':
-        print_log('no GPU: fp32 instead of mixed precision')
-        optimizer.type = 'OptimWrapper'
-        for key in ('loss_scale', 'dtype', 'use_fsdp'):
-            optimizer.pop(key, None)
+    for optimizer in dicts(cfg.get('optim_wrapper')):
+        if type_name(optimizer) in ('AmpOptimWrapper', 'ApexOptimWrapper'):
+            print_log('no GPU: fp32 instead of mixed precision')
+            optimizer.type = 'OptimWrapper'
+            for key in set(optimizer).difference(_FP32_KEYS):
+                del optimizer[key]
     if cfg.launcher != 'none':
+        cfg.sync_bn = None
+        if not cfg.get('model_wrapper_cfg'):
+            # The defaults of mmengine, which it does not use beside another setting.
+            cfg.model_wrapper_cfg = dict(
+                broadcast_buffers=False,
+                find_unused_parameters=cfg.get('find_unused_parameters', False),
+            )
         # Otherwise mmengine binds each process to the GPU of its rank.
-        cfg.setdefault('model_wrapper_cfg', dict(device_ids=None))
+        cfg.model_wrapper_cfg.setdefault('device_ids', None)
 
 
 def require_files(cfg: Config, *loaders: str) -> None:
@@ -168,24 +199,50 @@ def require_files(cfg: Config, *loaders: str) -> None:
                 )
     start = cfg.get('load_from')
     if start and '://' not in start and not Path(start).is_file():
-        raise FileNotFoundError(f'{start}: no such checkpoint')
+        raise FileNotFoundError(
+            f'{start} is a folder; give the checkpoint file'
+            if Path(start).is_dir()
+            else f'{start}: no such checkpoint'
+        )
 
 
 def _paths_of(dataset: ConfigDict) -> Iterator[str]:
+    storage = dataset.get('backend_args') or dataset.get('file_client_args') or {}
+    if storage.get('backend', 'local') not in ('local', 'disk'):
+        return
     root = dataset.get('data_root') or ''
     yield root
     prefix = dataset.get('data_prefix')  # in mmpretrain also one folder
     folders = prefix.values() if isinstance(prefix, dict) else [prefix]
     for path in [dataset.get('ann_file'), *folders]:
-        if isinstance(path, str) and path and '://' not in root:
-            yield str(Path(root, path))
+        if isinstance(path, str) and path:
+            yield path if is_abs(path) else os.path.join(root, path)
+
+
+class _WithoutSyncBatchNorm(Runner):
+    """Runner of processes without a GPU, which SyncBatchNorm needs."""
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap the model for distributed training, with BatchNorm for each SyncBatchNorm."""
+        if any('SyncBatchNorm' in type(module).__name__ for module in model.modules()):
+            print_log(
+                'no GPU: BatchNorm in each process instead of SyncBatchNorm', logger='current'
+            )
+            model = revert_sync_batchnorm(model)
+        return super().wrap_model(model_wrapper_cfg, model)
 
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner of a config, of the config's ``runner_type`` if it has one."""
-    if cfg.launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
+    if cfg.launcher == 'none' or get_device() != 'cpu':
+        return RUNNERS.build(cfg)
+    if cfg.launcher == 'pytorch' and not is_distributed():
         init_process_group('gloo')  # otherwise mmengine sets a CUDA device
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    name = cfg.get('runner_type', 'Runner')
+    cls: type = RUNNERS.get(name) if isinstance(name, str) else name
+    if not issubclass(cls, Runner):
+        return RUNNERS.build(cfg)
+    return type(cls.__name__, (_WithoutSyncBatchNorm, cls), {}).from_cfg(cfg)  # type: ignore[attr-defined]
 
 
 def run(cfg: Config, task: str) -> None:

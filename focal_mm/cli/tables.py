@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import CONFIGS, library
+from ..config import CONFIGS, library, type_name
 
 # A row must give a reason for a larger relative difference to the paper's figure.
 TOLERANCE = 0.015
@@ -169,7 +169,7 @@ def count_cost(cfg: Config) -> Cost:
     ):
         if hasattr(model, 'roi_head'):
             _run_two_stages(model, image)
-        elif 'Mask2Former' in cfg.model.get('decode_head', cfg.model).type:
+        elif 'Mask2Former' in type_name(cfg.model.get('decode_head', cfg.model)):
             _run_mask2former(model, image)
         elif hasattr(model, 'bbox_head'):
             model.bbox_head(model.extract_feat(image))
@@ -195,7 +195,9 @@ def input_size(cfg: Config) -> tuple[int, int]:
     if library(cfg) == 'mmpose':
         return cfg.codec.input_size[1], cfg.codec.input_size[0]
     (side,) = (
-        step.crop_size for step in cfg.test_dataloader.dataset.pipeline if step.type == 'CenterCrop'
+        step.crop_size
+        for step in cfg.test_dataloader.dataset.pipeline
+        if type_name(step) == 'CenterCrop'
     )
     return side, side
 

@@ -3,15 +3,17 @@
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-from ..config import datasets_of, dicts, library
+from ..config import datasets_of, dicts, library, type_name
 
-# For each library the model that merges predictions, for configs without a tta_model.
+# For each library the model that merges predictions, for configs without a tta_model. The names
+# have their scope, since configs with classes for types have no default_scope.
 _TTA_MODELS: dict[str | None, dict] = {
     'mmdet': dict(
-        type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+        type='mmdet.DetTTAModel',
+        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
     ),
-    'mmseg': dict(type='SegTTAModel'),
-    'mmpretrain': dict(type='AverageClsScoreTTA'),
+    'mmseg': dict(type='mmseg.SegTTAModel'),
+    'mmpretrain': dict(type='mmpretrain.AverageClsScoreTTA'),
 }
 
 
@@ -33,12 +35,12 @@ def use_tta(cfg: Config) -> None:
             'by itself, model.test_cfg.flip_test'
         )
     for dataset in datasets_of(cfg.test_dataloader):
-        dataset.pipeline = cfg.get('tta_pipeline') or _with_flip(dataset.pipeline)
+        dataset.pipeline = cfg.get('tta_pipeline') or _with_flip(dataset.pipeline, kind)
     for node in dicts(cfg.test_evaluator):
         if 'segm' in node.get('metric', ()):
             if not cfg.model.get('roi_head', {}).get('mask_head'):
                 raise ValueError(
-                    f'--tta: mmdet merges boxes only, and {cfg.model.type} has no '
+                    f'--tta: mmdet merges boxes only, and {type_name(cfg.model)} has no '
                     'mask head that could be left out'
                 )
             print_log('--tta: mmdet merges boxes only, no masks')
@@ -47,12 +49,12 @@ def use_tta(cfg: Config) -> None:
     cfg.model = ConfigDict(cfg.get('tta_model') or _TTA_MODELS[kind], module=cfg.model)
 
 
-def _with_flip(pipeline: list[ConfigDict]) -> list[dict]:
+def _with_flip(pipeline: list[ConfigDict], scope: str | None) -> list[dict]:
     """Return a test pipeline that packs every image twice, as it is and flipped."""
     *steps, pack = pipeline
     # The ground truth is loaded after the flip, because predictions are flipped back.
-    annotations = [step for step in steps if step.type == 'LoadAnnotations']
-    flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
+    annotations = [step for step in steps if type_name(step) == 'LoadAnnotations']
+    flips = [dict(type=f'{scope}.RandomFlip', prob=prob) for prob in (0.0, 1.0)]
     branches = [flips, *([step] for step in annotations), [dict(type=pack.type)]]
     return [
         *(step for step in steps if step not in annotations),
@@ -75,7 +77,7 @@ def dump_predictions(cfg: Config, out: str) -> None:
             evaluator.update(output_dir=out, keep_results=True)
     elif out.endswith(('.pkl', '.pickle')):
         evaluator = cfg.test_evaluator
-        dump = 'DumpDetResults' if library(cfg) == 'mmdet' else 'DumpResults'
+        dump = 'mmdet.DumpDetResults' if library(cfg) == 'mmdet' else 'DumpResults'
         cfg.test_evaluator = [
             *(evaluator if isinstance(evaluator, list) else [evaluator]),
             dict(type=dump, out_file_path=out),

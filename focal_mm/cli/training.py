@@ -1,6 +1,10 @@
 """Changes to a config that only training needs."""
 
+import os
+
 from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
 
 
 def resume(cfg: Config, checkpoint: str) -> None:
@@ -8,11 +12,17 @@ def resume(cfg: Config, checkpoint: str) -> None:
 
     Args:
         cfg (Config): The config, changed in place.
-        checkpoint (str): A file, or ``'auto'``: the last checkpoint in the work folder, or a new
-            run if there is none.
+        checkpoint (str): A file, or ``'auto'``: the last checkpoint in the work folder. If there
+            is none, a new run starts from the config's own ``load_from``.
     """
-    cfg.resume = True
-    cfg.load_from = None if checkpoint == 'auto' else checkpoint
+    found = find_latest_checkpoint(cfg.work_dir) if checkpoint == 'auto' else checkpoint
+    if found and not os.path.isfile(found):  # the work folder has been moved
+        found = os.path.join(cfg.work_dir, os.path.basename(found))
+    if found is None:
+        print_log(f'--resume: no checkpoint in {cfg.work_dir}, so a new run starts')
+    else:
+        cfg.load_from = os.path.expanduser(found)
+    cfg.resume = found is not None
 
 
 def scale_lr(cfg: Config) -> None:

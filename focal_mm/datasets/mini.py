@@ -103,9 +103,9 @@ def use_mini(cfg: Config) -> Config:
         _use_ade20k(cfg, classes)
     elif library(cfg) == 'mmdet':
         _use_coco(cfg, classes)
-    elif library(cfg) == 'mmpretrain' and cfg.model.get('type', '').endswith('ImageClassifier'):
+    elif library(cfg) == 'mmpretrain' and type_name(cfg.model).endswith('ImageClassifier'):
         _use_imagenet(cfg, classes)
-    elif library(cfg) == 'mmpose' and cfg.model.head.get('type', '').endswith('HeatmapHead'):
+    elif library(cfg) == 'mmpose' and type_name(cfg.model.head).endswith('HeatmapHead'):
         _use_keypoints(cfg)
     else:
         raise ValueError(

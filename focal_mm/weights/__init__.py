@@ -1,6 +1,7 @@
 """Published checkpoints: finding, reading, renaming, fitting and loading them."""
 
-from .formats import convert, read_checkpoint, recognise, trust
+from .files import trust
+from .formats import convert, read_checkpoint, recognise
 from .loading import CheckpointError
 from .published import ZOO, Weights
 from .zoo import fetch, find, register, verify

@@ -1,29 +1,22 @@
-"""Readers of checkpoint files of every origin, which give a state dict with the official names.
+"""Origins of state dicts: whose names they have, and the official ones in place of them."""
 
-Reading never runs code that a file contains.
-"""
-
-import os
 import re
 from collections import OrderedDict
 from pathlib import Path
-from shlex import quote
 from typing import Any
-from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 import torch
 from mmengine.logging import print_log
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cache import whole_file
-from . import unpickling
 from .detectors import ORIGINS, identify_detector
+from .files import read_file, to_tensor
 from .loading import CheckpointError, plain_name, remember
-from .paddle import is_paddle, read_pdparams, to_torch
-from .unpickling import RefusedError
+from .paddle import is_paddle, to_torch
 
 # Keys that identify the origin of a file. In a detector they start with 'backbone.'.
 _MARKS = {
@@ -157,78 +150,6 @@ def to_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _is_safetensors(head: bytes) -> bool:
-    """Return whether a file begins like safetensors: the length of a header, then JSON."""
-    return head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= 100_000_000
-
-
-def _is_torch(head: bytes) -> bool:
-    """Return whether a file begins like one of ``torch.save``: a zip archive or a number."""
-    magic = torch.serialization.MAGIC_NUMBER.to_bytes(10, 'little')
-    return head.startswith(b'PK\x03\x04') or magic in head
-
-
-def trust(*files: str | Path) -> None:
-    """Let the files run the code that they contain when they are loaded, as ``torch.load`` does
-    with ``weights_only=False``.
-
-    The environment variable ``FOCAL_MM_TRUST`` has the files, separated as in ``PATH``; this
-    process and those that it starts read it.
-    """
-    paths = [str(Path(file).expanduser().resolve()) for file in files]
-    os.environ['FOCAL_MM_TRUST'] = os.pathsep.join(dict.fromkeys([*_trusted_files(), *paths]))
-
-
-def _trusted_files() -> list[str]:
-    return [file for file in os.environ.get('FOCAL_MM_TRUST', '').split(os.pathsep) if file]
-
-
-def _is_trusted(path: Path) -> bool:
-    return any(path.resolve() == Path(file).expanduser().resolve() for file in _trusted_files())
-
-
-def _read(path: str | Path, map_location: Any = 'cpu', omit: bool = False) -> Any:
-    """Read a file of any kind, which its first bytes tell and its name does not.
-
-    Args:
-        path (str or Path): The file.
-        map_location: As in ``torch.load``.
-        omit (bool): Whether values of unsafe classes become empty. False: they are refused.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such checkpoint file')
-    with path.open('rb') as file:
-        head = file.read(32)
-    safetensors = _is_safetensors(head)
-    if not safetensors and not _is_torch(head):  # a bare pickle like Paddle's, or no checkpoint
-        return read_pdparams(path)
-    try:
-        if safetensors:
-            return load_file(path, device=str(map_location or 'cpu'))
-        with path.open('rb') as file:
-            if _is_trusted(path):
-                return torch.load(file, map_location=map_location, weights_only=False)
-            if is_zipfile(file) and any(
-                name.endswith('/constants.pkl') for name in ZipFile(file).namelist()
-            ):  # torch.load would run it
-                raise RefusedError('a TorchScript program')
-            file.seek(0)
-            return unpickling.load(file, map_location, omit)
-    except RefusedError as error:
-        shell = quote(str(path))
-        raise CheckpointError(
-            f'{path}: refused, since it stores {error.name}, which could run code when loaded; '
-            f'if you trust this file, set FOCAL_MM_TRUST={shell} (--trust {shell}); else keep its '
-            f'tensors alone: focal-mm weights convert {shell} NEW.pth'
-        ) from error
-    except Exception as error:  # a damaged file can raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f'{path}: cut off or not a checkpoint ({reason}); get the file again'
-        ) from error
-
-
 def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> Any:
     """Read a checkpoint of ``torch.save``, safetensors or Paddle without running code.
 
@@ -250,58 +171,90 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> Any:
         CheckpointError: If the file is cut off, is no checkpoint, has no weights, or would have
             to run code.
     """
-    content = _read(path, map_location)
+    content = read_file(path, map_location)
     if not isinstance(content, dict):
         return content
     if 'meta' not in content and not _has_arrays(content):
-        raise CheckpointError(f'{path}: holds no weights, only {next(iter(content), "nothing")}')
+        raise CheckpointError(
+            f'{path}: holds no weights, only {next(iter(content), "nothing")}; get the file again'
+        )
     for value in content.values():  # an average of the weights has a place of its own
         if isinstance(value, dict):
             remember(path, value)
-    place = _place(content)
-    weights = content if place is None else content[place]
+    place, weights = _find_weights(content)
     remember(path, weights)
-    if not _is_weights(weights) or recognise(weights) is None:
+    if place is None or recognise(weights) is None:
         return content
     official = OrderedDict(to_official(weights))
     if hasattr(weights, '_metadata'):  # versions of modules, by which PyTorch loads old files
         official._metadata = weights._metadata  # type: ignore[attr-defined]
     remember(path, official)
-    return official if place is None else {**content, 'state_dict': official}
+    return official if weights is content else {**content, 'state_dict': official}
 
 
 def _has_arrays(content: object) -> bool:
     """Return whether there is a tensor or an array anywhere in nested dictionaries and lists."""
     if isinstance(content, (dict, list, tuple)):
         return any(map(_has_arrays, content.values() if isinstance(content, dict) else content))
-    return isinstance(content, (Tensor, np.ndarray))
+    return isinstance(content, Tensor) or _is_numbers(content)
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in 'fiub'
 
 
 def _is_weights(candidate: object) -> bool:
     return (
         isinstance(candidate, dict)
         and len(candidate) > 0
-        and all(isinstance(value, Tensor) for value in candidate.values())
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in candidate.items())
     )
 
 
-def _place(content: dict) -> str | None:
-    """Return the key under which a checkpoint stores its weights; None if it is the weights.
+def _tensors(candidate: dict) -> dict[str, Tensor]:
+    """Return the tensors, and the arrays as tensors, in a dictionary that may hold more."""
+    if _is_weights(candidate):
+        return candidate
+    return {
+        key: value if isinstance(value, Tensor) else to_tensor(value)
+        for key, value in candidate.items()
+        if isinstance(key, str) and (isinstance(value, Tensor) or _is_numbers(value))
+    }
 
-    Files of other trainers name it as they like, and may have an average beside the weights.
+
+def _find_weights(content: dict) -> tuple[str | None, dict[str, Tensor]]:
+    """Find the weights in a checkpoint.
+
+    Files of other trainers name their place as they like, may nest it, may have other values or
+    arrays in it, and may have an average beside the weights.
+
+    Returns:
+        tuple[str or None, dict]: The place, as keys with dots between them, and the weights. The
+        place is ``''`` if the content is the weights, and None if none were found.
     """
-    places = [key for key in ('state_dict', 'model') if _is_weights(content.get(key))]
-    places += [
-        key
-        for key, value in content.items()
-        if key not in places and _is_weights(value) and recognise(value)
-    ]
-    if len(places) > 1 and places[0] not in ('state_dict', 'model'):
-        print_log(f'weights of {places[0]!r}; not taken: {", ".join(places[1:])}', logger='current')
-    return places[0] if places else None
+    places = {key: content[key] for key in ('state_dict', 'model') if _is_weights(content.get(key))}
+    level = {'': content}
+    for _ in range(4):  # as deep as checkpoint.model.state_dict
+        known = {place: _tensors(value) for place, value in level.items()}
+        known = {place: weights for place, weights in known.items() if weights}
+        places.update({place: known[place] for place in known if recognise(known[place])})
+        if places:
+            break
+        level = {
+            f'{place}.{key}'.lstrip('.'): value
+            for place, outer in level.items()
+            for key, value in outer.items()
+            if isinstance(value, dict)
+        }
+    if not places:
+        return None, content
+    place, *others = places
+    if others and place not in ('state_dict', 'model'):
+        print_log(f'weights of {place!r}; not taken: {", ".join(others)}', logger='current')
+    return place, places[place]
 
 
-def convert(source: str | Path, target: str | Path) -> tuple[str | None, int]:
+def convert(source: str | Path, target: str | Path, prefix: str = '') -> tuple[str | None, int]:
     """Write the weights of a checkpoint to a plain file: tensors by their official names and
     nothing else, which every reader loads without running code.
 
@@ -310,6 +263,8 @@ def convert(source: str | Path, target: str | Path) -> tuple[str | None, int]:
             run code: it runs none here.
         target (str or Path): The new file: ``.pth``, with the tensors under ``'state_dict'``, or
             ``.safetensors``. It appears once it is complete.
+        prefix (str): Takes the tensors whose names begin with it, and takes it off. Default:
+            ``''``, all tensors.
 
     Returns:
         tuple[str or None, int]: Origin, as :func:`recognise` gives it, and number of tensors.
@@ -318,7 +273,7 @@ def convert(source: str | Path, target: str | Path) -> tuple[str | None, int]:
         FileNotFoundError: If there is no source.
         FileExistsError: If the target exists.
         OSError: If the target can't be written.
-        ValueError: If the target has another suffix.
+        ValueError: If the target has another suffix, or no tensor has the prefix.
         CheckpointError: If the source can't be read, or has no weights.
     """
     target = Path(target).expanduser()
@@ -328,12 +283,17 @@ def convert(source: str | Path, target: str | Path) -> tuple[str | None, int]:
         raise FileExistsError(
             f'{target} exists and is not overwritten; delete it, or name another file'
         )
-    content = _read(source, omit=True)
-    weights = content.get(_place(content), content) if isinstance(content, dict) else {}
-    if not _is_weights(weights):
+    content = read_file(source, omit=True)
+    place, weights = _find_weights(content) if isinstance(content, dict) else (None, {})
+    if place is None and not _is_weights(weights):
         raise CheckpointError(
             f'{source}: no state dict, tensors by name; it has {next(iter(weights), "nothing")}'
         )
+    if not any(key.startswith(prefix) for key in weights):
+        raise ValueError(
+            f'{source}: no name begins with {prefix!r}; the first is {next(iter(weights))}'
+        )
+    weights = {key[len(prefix) :]: weights[key] for key in weights if key.startswith(prefix)}
     origin = recognise(weights)
     # Clones: a view would bring all of its storage along, and safetensors takes none.
     weights = {

@@ -25,6 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .resize import fit_kernel
 
 _WRAPPERS = re.compile(r'^((module|_orig_mod)\.)+')
+_NUMBER = re.compile(r'\d+$')
 # Packages whose classes the networks of focal_mm consist of; all other classes are a user's.
 _PACKAGES = ('focal_mm', 'mmcv', 'mmdet', 'mmengine', 'torch')
 
@@ -255,9 +256,9 @@ class FittedBackbone(FittedModule):
     """Network that checks a state dict as a whole before the first tensor is copied.
 
     Shapes always have to agree. A state dict that was read from a file also has to be complete: no
-    key is missing or left over. Only parameters that the checkpoint can't know stay as initialized:
-    parameters that a user has added to the network, in a subclass, in a module of another class or
-    by hand.
+    key of this network is missing or left over. Only parameters that the checkpoint can't know stay
+    as initialized: parameters that a user has added to the network, in a subclass, in a module of
+    another class or by hand.
 
     Attributes:
         family_names (frozenset[str]): Names of the family's own parameters and buffers, with ``*``
@@ -272,6 +273,9 @@ class FittedBackbone(FittedModule):
 
     def check_state_dict(self, state_dict: dict[str, Tensor], prefix: str, load: Load) -> None:
         """Check shapes and, if the state dict comes from a file, names.
+
+        Tensors of other parts of a model, such as a neck, may be left over beside the network's
+        own; they are logged, and with ``strict=True`` the caller refuses them.
 
         Raises:
             CheckpointError: If a shape differs or, from a file, a key is missing or left over, or
@@ -303,15 +307,27 @@ class FittedBackbone(FittedModule):
                 new.append(key)
                 if not value.is_meta:  # else PyTorch reports it as missing
                     state_dict[key] = value
-        extra = next((key for key in given if key not in own), None)
-        if load.file and extra:
+        extra = [key for key in given if key not in own] if load.file else []
+        others = [] if prefix else [key for key in extra if self._is_of_another_part(key)]
+        if unknown := next((key for key in extra if key not in others), None):
             raise CheckpointError(
-                f'{extra} is not in the {family} that was built; build it as the checkpoint was'
+                f'{unknown} is not in the {family} that was built; build it as the checkpoint was'
             )
+        if others:
+            parts = ', '.join(sorted({key.split('.')[0] for key in others}))
+            self.changes['tensor', f'of the checkpoint left over: {parts}'] += len(others)
         if new:
             names = ', '.join(dict.fromkeys(_general(key[len(prefix) :]) for key in new))
             what = f'not in {load.file}, left as initialized: {names}'
             self.changes['parameter', what] += len(new)
+
+    def _is_of_another_part(self, name: str) -> bool:
+        """Return whether a tensor belongs to a module beside this network, as a neck: its name
+        begins with none of the network's own parts, whatever their numbers.
+        """
+        parts = {_NUMBER.sub('', key.split('.')[0]) for key in self.family_names}
+        part, _, rest = name.partition('.')
+        return rest != '' and _NUMBER.sub('', part) not in parts
 
     def _is_new(self, prefix: str, name: str, known: set[str]) -> bool:
         """Return whether a user has added a parameter.
@@ -339,10 +355,16 @@ class FittedBackbone(FittedModule):
     def _describe_foreign(self, given: list[str], wanted: str, prefix: str, load: Load) -> str:
         """Return the error message for a state dict that has nothing for this network."""
         in_file = load.names() if load.file else []
+        wrapper = next((k.removesuffix(wanted) for k in in_file if k.endswith(f'.{wanted}')), '')
+        hint = describe_prefixes(in_file, wanted[len(prefix) :])
+        if prefix and wrapper:
+            hint += (
+                f'; for the whole model: focal-mm weights convert {load.file} NEW.pth '
+                f'--prefix {wrapper}'
+            )
         return (
             f'not a checkpoint of {type(self).__name__}: it has '
-            f'{next(iter(given or in_file), "no key")}, and nothing like {wanted}'
-            f'{describe_prefixes(in_file, wanted[len(prefix) :])}'
+            f'{next(iter(given or in_file), "no key")}, and nothing like {wanted}{hint}'
         )
 
 

@@ -1,13 +1,18 @@
 """Reader of the pickles in checkpoint files that runs no code.
 
-A pickle names the classes and functions that are called while it is read. :func:`load` finds only
+A pickle names the classes and functions that are called while it is read. :func:`load` calls only
 the names of :data:`SAFE`: what mmengine's loops, schedulers, hooks and metainfo can store beside
-tensors, none of which acts on anything but its own data.
+tensors, none of which acts on anything but its own data. Dicts and lists of other classes, such as
+the settings that other trainers store, are read as plain ones.
 """
 
+import copyreg
+import os
 import pickle
-from collections.abc import Callable
-from types import FunctionType
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, SimpleNamespace
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -15,6 +20,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleParamScheduler
 
+# The environment variable by which torch.load refuses every unpickler but its own.
+FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 # Names by module. Names of dtypes in torch and of scalar types in numpy are found as well.
 SAFE = {
     'builtins': (
@@ -22,13 +29,13 @@ SAFE = {
         'tuple Ellipsis NotImplemented'
     ),
     'collections': 'Counter OrderedDict defaultdict deque',
-    'copyreg': '_reconstructor',
     'datetime': 'date datetime time timedelta timezone',
     'decimal': 'Decimal',
     'fractions': 'Fraction',
     'uuid': 'UUID SafeUUID',
     'argparse': 'Namespace',
     'types': 'SimpleNamespace',
+    'typing': 'Any',
     'pathlib': 'Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath',
     'numpy': 'ndarray',
     'numpy.core.multiarray': '_reconstruct scalar',
@@ -58,6 +65,16 @@ _MOVED = {
     'numpy._core.numeric': 'numpy.core.numeric',
     'pathlib._local': 'pathlib',
 }
+# Modules whose classes hold the settings of a run and nothing else. None is imported.
+_SETTINGS = (
+    'detectron2.config.',
+    'fvcore.common.config.',
+    'ml_collections.config_dict.',
+    'mmcv.utils.config.',
+    'mmengine.config.',
+    'omegaconf.',
+    'yacs.config.',
+)
 _PYTHON_2 = {'xrange': 'range', 'unicode': 'str', 'long': 'int'}
 _NUMPY_CORE = np.zeros(0).__reduce__()[0].__module__.rpartition('.')[0]
 # Functions that pickles reach through their class: statistics of a log, and the shape of a cycle.
@@ -80,18 +97,66 @@ class RefusedError(pickle.UnpicklingError):
 
 
 class Omitted:
-    """Value of a class that is not safe: made without the class, and empty."""
+    """Value of a class that is not safe, made without the class.
+
+    A dict or list of such a class is read as a plain one. The settings that a config object keeps
+    are read as what they are, too; all else is empty.
+
+    Attributes:
+        name (str): Name of the class, with its module.
+        strict (bool): Whether anything but a dict, a list or settings is refused.
+        made (list[Omitted]): With ``strict``, all values of the class.
+        content: The dict, the list or the settings; None if it is empty.
+    """
+
+    name = ''
+    strict = False
+    made: ClassVar[list['Omitted']] = []
+    content: Any = None
+
+    def __new__(cls, *args: object, **kwargs: object) -> 'Omitted':
+        """Make a value.
+
+        Raises:
+            RefusedError: If it has arguments, whose effect only the class knows.
+        """
+        if cls.strict and (args or kwargs):
+            raise RefusedError(cls.name)
+        value = super().__new__(cls)
+        if cls.strict:
+            cls.made.append(value)
+        return value
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def append(self, item: object) -> None:
-        """Take an item of a list, and keep nothing."""
+    def is_settings(self) -> bool:
+        """Return whether it is of a class that holds settings."""
+        return self.name.startswith(_SETTINGS)
 
-    extend = append
+    def append(self, item: object) -> None:
+        """Take an item of a list."""
+        self.extend([item])
+
+    def extend(self, items: Iterable[object]) -> None:
+        """Take items of a list."""
+        self.content = [*(self.content or ()), *items]
 
     def __setitem__(self, key: object, value: object) -> None:
-        pass
+        if not isinstance(self.content, dict):
+            self.content = {}
+        self.content[key] = value
+
+    def __setstate__(self, state: object) -> None:
+        if self.content is not None:  # the state of a dict or list is bookkeeping
+            return
+        if self.is_settings() and isinstance(state, dict):
+            # Names such as yacs' __immutable__ are no settings.
+            self.content = {k: v for k, v in state.items() if not str(k).startswith('__')}
+        elif self.is_settings():
+            self.content = state
+        elif self.strict:
+            raise RefusedError(self.name)
 
 
 def _method(owner: type, name: str) -> Callable:
@@ -114,10 +179,23 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode('latin1')
 
 
+def _reconstruct(cls: type, base: type, state: Any) -> Any:
+    """Replace ``copyreg._reconstructor``, by which protocols 0 and 1 write values of a class."""
+    if not issubclass(cls, Omitted):
+        return copyreg._reconstructor(cls, base, state)  # type: ignore[attr-defined]
+    value = cls()
+    if base in (dict, list):
+        value.content = base(state)
+    elif base is not object and cls.strict:
+        raise RefusedError(cls.name)
+    return value
+
+
 _REPLACED = {
     ('builtins', 'getattr'): _method,
     ('numpy', 'dtype'): _dtype,
     ('_codecs', 'encode'): _encode,
+    ('copyreg', '_reconstructor'): _reconstruct,
 }
 
 
@@ -126,16 +204,17 @@ _PythonUnpickler: Any = pickle._Unpickler
 
 
 class _Unpickler(_PythonUnpickler):
-    """Unpickler that finds safe names only."""
+    """Unpickler that calls safe names only, and refuses values of other classes."""
 
     dispatch: ClassVar = dict(_PythonUnpickler.dispatch)
+    strict = True
+
+    def __init__(self, file: IO[bytes], **options: Any) -> None:
+        super().__init__(file, **options)
+        self.omitted: list[type[Omitted]] = []
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a safe class or function.
-
-        Raises:
-            RefusedError: If the name is not safe.
-        """
+        """Return a safe class or function, or a class of values that take the place of its own."""
         if module == '__builtin__':
             name = _PYTHON_2.get(name, name)
         module = _MOVED.get(module, module)
@@ -153,7 +232,29 @@ class _Unpickler(_PythonUnpickler):
                 isinstance(value, type) and issubclass(value, np.generic)
             ):
                 return value
-        raise RefusedError(f'{module}.{name}')
+        values = dict(name=f'{module}.{name}', strict=self.strict, made=[])
+        self.omitted.append(type(name, (Omitted,), values))
+        return self.omitted[-1]
+
+    def load(self) -> Any:
+        """Read the value.
+
+        Raises:
+            RefusedError: If a class is not safe, and not one of dicts, lists or settings.
+        """
+        value = super().load()
+        for cls in self.omitted if self.strict else ():
+            contents = [made.content for made in cls.made]
+            if not contents or (None in contents and not cls.name.startswith(_SETTINGS)):
+                raise RefusedError(cls.name)
+        return _plain(value, {})
+
+    def load_reduce(self) -> None:
+        """Call a function whose arguments are safe, too."""
+        function, args = self.stack[-2:]
+        if function is not _reconstruct:
+            _require_safe(args)
+        super().load_reduce()
 
     def load_build(self) -> None:
         """Set the state of a value, unless it is a class, a function or a strange dtype."""
@@ -163,31 +264,22 @@ class _Unpickler(_PythonUnpickler):
         # Fields or flags that differ from the dtype's own would make numpy trust raw bytes.
         if isinstance(value, np.dtype) and (*state[2:5], state[7]) != (None,) * 3 + (value.flags,):
             raise RefusedError(f'the state of numpy.dtype({value.str!r})')
+        if isinstance(state, tuple) and not isinstance(value, Omitted):
+            _require_safe(state)
         super().load_build()
 
+    dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.BUILD[0]] = load_build
-
-
-def _is_omitted(value: object) -> bool:
-    return isinstance(value, Omitted) or (isinstance(value, type) and issubclass(value, Omitted))
 
 
 class _OmittingUnpickler(_Unpickler):
     """Unpickler that makes empty values of what is not safe."""
 
     dispatch: ClassVar = dict(_Unpickler.dispatch)
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return a safe class or function, or a class of empty values."""
-        try:
-            return super().find_class(module, name)
-        except RefusedError:
-            return type(name, (Omitted,), {})
+    strict = False
 
     def load_reduce(self) -> None:
-        """Call a function; the result is an empty value if an argument is one, or not safe."""
-        if any(map(_is_omitted, self.stack[-1])):
-            self.stack[-2] = Omitted
+        """Call a function; the result is an empty value if it or an argument is not safe."""
         try:
             super().load_reduce()
         except RefusedError:
@@ -195,11 +287,6 @@ class _OmittingUnpickler(_Unpickler):
 
     def load_build(self) -> None:
         """Set the state of a value, unless one of them is not safe."""
-        state, value = self.stack[-1], self.stack[-2]
-        parts = state if isinstance(state, tuple) else ()
-        if any(map(_is_omitted, (value, *parts))):
-            self.stack.pop()
-            return
         try:
             super().load_build()
         except RefusedError:
@@ -207,6 +294,41 @@ class _OmittingUnpickler(_Unpickler):
 
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.BUILD[0]] = load_build
+
+
+def _require_safe(values: tuple) -> None:
+    for value in values:
+        if isinstance(value, Omitted) or (isinstance(value, type) and issubclass(value, Omitted)):
+            raise RefusedError(value.name)
+
+
+def _plain(value: Any, done: dict[int, Any]) -> Any:
+    """Return a value with the plain content of each :class:`Omitted` that has one.
+
+    Args:
+        value (Any): A value; dicts, lists and namespaces in it are changed in place.
+        done (dict): By ``id``, the values that have been seen and what they became.
+    """
+    if id(value) in done:
+        return done[id(value)]
+    if isinstance(value, Omitted) and (value.content is not None or value.is_settings()):
+        done[id(value)] = content = {} if value.content is None else value.content
+        done[id(value)] = _plain(content, done)
+    elif isinstance(value, (Namespace, SimpleNamespace)):
+        done[id(value)] = value
+        _plain(vars(value), done)
+    elif isinstance(value, (dict, list)):
+        done[id(value)] = value
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in list(items):
+            if (new := _plain(item, done)) is not item:
+                value[key] = new
+    elif type(value) is tuple:
+        done[id(value)] = value
+        parts = tuple(_plain(item, done) for item in value)
+        if any(new is not old for new, old in zip(parts, value, strict=True)):
+            done[id(value)] = parts
+    return done.get(id(value), value)
 
 
 class _Pickle:
@@ -218,6 +340,19 @@ class _Pickle:
 
     def load(self, file: IO[bytes], **options: Any) -> Any:
         return self.Unpickler(file, **options).load()
+
+
+@contextmanager
+def _unforced() -> Iterator[None]:
+    """Let torch.load take an unpickler of ours, also where ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` asks
+    for torch's own: both run no code, but torch's can't read what mmengine writes.
+    """
+    forced = os.environ.pop(FORCE, None)
+    try:
+        yield
+    finally:
+        if forced is not None:
+            os.environ[FORCE] = forced
 
 
 def load(file: IO[bytes], map_location: Any = None, omit: bool = False) -> Any:
@@ -233,11 +368,18 @@ def load(file: IO[bytes], map_location: Any = None, omit: bool = False) -> Any:
         RefusedError: If the file names something that is not safe.
         pickle.UnpicklingError: If it is no such file; a damaged one can raise anything.
     """
-    unpickler = _OmittingUnpickler if omit else _Unpickler
-    return torch.load(
-        file,
-        map_location=map_location,
-        weights_only=False,
-        mmap=False,
-        pickle_module=_Pickle(unpickler),
-    )
+    with _unforced():
+        return torch.load(
+            file,
+            map_location=map_location,
+            weights_only=False,
+            mmap=False,
+            pickle_module=_Pickle(_OmittingUnpickler if omit else _Unpickler),
+        )
+
+
+def load_pickle(file: IO[bytes], omit: bool = False) -> Any:
+    """Read a file of :func:`pickle.dump`, of Python 2 as well, without running code; see
+    :func:`load`.
+    """
+    return (_OmittingUnpickler if omit else _Unpickler)(file, encoding='latin1').load()

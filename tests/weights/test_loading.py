@@ -13,7 +13,7 @@ from torch import nn
 import focal_mm  # noqa: F401
 from focal_mm.backbones import FocalNet, FocalTransformer, MixFormer
 from focal_mm.backbones.mixing_convnets import MixingResNet
-from focal_mm.weights import CheckpointError, read_checkpoint
+from focal_mm.weights import CheckpointError, convert, read_checkpoint
 from focal_mm.weights.loading import FittedModule, find_source
 
 pytestmark = pytest.mark.stock
@@ -505,3 +505,35 @@ def test_meta_device_gives_way_to_added_levels_and_surroundings():
             net = build(**ours)
         net.load_state_dict(build(**theirs).state_dict(), assign=True)
         assert not any(value.is_meta for value in net.state_dict().values())
+
+
+@all_families
+@pytest.mark.parametrize('road', ['revise_keys', 'plain'])
+def test_other_parts_of_a_file_may_be_left_over(tmp_path, lines, build, other, road):
+    """As with the networks of mmdet: names are revised for a whole file, not for a part of it."""
+    net = build()
+    file = {**shuffled(net, 'backbone.'), 'neck.conv.weight': torch.zeros(1)}
+    path = save(tmp_path / 'x.pth', file)
+    if road == 'revise_keys':
+        load_checkpoint(net, path, revise_keys=[(r'^backbone\.', '')])
+    else:
+        weights = read_checkpoint(path)['state_dict']
+        net.load_state_dict(
+            {key.removeprefix('backbone.'): value for key, value in weights.items()}, strict=False
+        )
+    torch.testing.assert_close(
+        dict(net.state_dict()), {key: file[f'backbone.{key}'] for key in net.state_dict()}
+    )
+    assert lines == ['1 tensor of the checkpoint left over: neck']
+
+
+def test_whole_model_of_another_trainer_is_told_how_to_convert(tmp_path):
+    net = focalnet()
+    path = save(tmp_path / 'x.pth', {'state_dict': shuffled(Detector(net), 'net.')})
+    words = rf'focal-mm weights convert {path} NEW\.pth --prefix net\.$'
+    with pytest.raises(CheckpointError, match=words):
+        load_checkpoint(Detector(net), path)
+    convert(path, tmp_path / 'new.pth', prefix='net.')
+    load_checkpoint(Detector(net), str(tmp_path / 'new.pth'), strict=True)
+    with pytest.raises(ValueError, match=r"no name begins with 'model\.'"):
+        convert(path, tmp_path / 'other.pth', prefix='model.')

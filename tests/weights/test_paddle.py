@@ -11,7 +11,8 @@ from torch import nn
 
 from focal_mm.backbones import FocalNet
 from focal_mm.weights import CheckpointError, convert, read_checkpoint, recognise
-from focal_mm.weights.paddle import read_pdparams, to_torch
+from focal_mm.weights.files import read_file
+from focal_mm.weights.paddle import to_torch
 
 pytestmark = pytest.mark.stock
 
@@ -40,7 +41,7 @@ def test_arrays_come_back_in_every_protocol_of_paddle(file, protocol):
         'd': np.arange(6).reshape(2, 3),
         'e': np.ones(2, np.float16),
     }
-    tensors = read_pdparams(write(file, arrays, protocol))
+    tensors = read_checkpoint(write(file, arrays, protocol))
     assert list(tensors) == list(arrays)
     for name, array in arrays.items():
         assert tensors[name].numpy().dtype == array.dtype
@@ -53,23 +54,23 @@ def test_arrays_come_back_in_every_protocol_of_paddle(file, protocol):
     ids=['columns first', 'big endian'],
 )
 def test_arrays_of_any_memory_order_come_back(file, array):
-    np.testing.assert_array_equal(read_pdparams(write(file, {'a': array}))['a'], array)
+    np.testing.assert_array_equal(read_checkpoint(write(file, {'a': array}))['a'], array)
 
 
 def test_tensors_may_be_written_to(file):
-    tensor = read_pdparams(write(file, {'a': np.zeros(3)}))['a']
+    tensor = read_checkpoint(write(file, {'a': np.zeros(3)}))['a']
     assert (tensor.add_(1) == 1).all()
 
 
 def test_bookkeeping_of_paddle_is_left_out(file):
     content = {'a': np.ones(2), 'StructuredToParameterName@@': {'a': 'linear_0.w_0'}}
-    assert list(read_pdparams(write(file, content, 2))) == ['a']
+    assert list(read_checkpoint(write(file, content, 2))) == ['a']
 
 
 def test_file_that_paddle_wrote_computes_what_paddle_computed():
     # Paddle 3.3.1: Sequential(Linear(2, 3), BatchNorm(3)) in eval mode, on [[1, -2]].
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).eval()
-    net.load_state_dict(to_torch(read_pdparams(DATA / 'linear_batchnorm.pdparams')))
+    net.load_state_dict(to_torch(read_checkpoint(DATA / 'linear_batchnorm.pdparams')))
     with torch.no_grad():
         out = net(torch.tensor([[1.0, -2.0]]))
     torch.testing.assert_close(out, torch.tensor([[0.535744309, -0.860036612, -1.415828943]]))
@@ -95,7 +96,7 @@ def test_pickled_code_is_refused_and_does_not_run(file, tmp_path, function, prot
     code = f'touch {marker}' if function is os.system else f'open({str(marker)!r}, "w")'
     write(file, {'a': np.ones(2), 'b': Runs(function, code)}, protocol)
     with pytest.raises(CheckpointError) as error:
-        read_pdparams(file)
+        read_checkpoint(file)
     assert not marker.exists()
     assert str(file) in str(error.value) and function.__name__ in str(error.value)
     assert 'refused' in str(error.value)
@@ -105,7 +106,7 @@ def test_code_within_an_array_is_refused_and_does_not_run(file, tmp_path):
     marker = tmp_path / 'marker'
     array = np.array([Runs(os.system, f'touch {marker}')], dtype=object)
     with pytest.raises(CheckpointError, match='net.pdparams'):
-        read_pdparams(write(file, {'a': array}))
+        read_checkpoint(write(file, {'a': array}))
     assert not marker.exists()
 
 
@@ -116,39 +117,33 @@ def test_code_within_an_array_is_refused_and_does_not_run(file, tmp_path):
 )
 def test_arrays_of_anything_but_numbers_are_refused(file, array):
     with pytest.raises(CheckpointError, match='net.pdparams'):
-        read_pdparams(write(file, {'a': array}))
+        read_checkpoint(write(file, {'a': array}))
 
 
 def test_array_with_fewer_bytes_than_its_shape_is_refused(file):
     write(file, {'a': np.zeros((4, 4), 'f4')})
     file.write_bytes(file.read_bytes().replace(b'K\x04K\x04\x86', b'K\x04K\x05\x86'))
     with pytest.raises(CheckpointError, match='net.pdparams: cut off'):
-        read_pdparams(file)
+        read_checkpoint(file)
 
 
 @pytest.mark.parametrize('kept', [0.0, 0.01, 0.5, 0.99])
 def test_file_cut_off_is_refused_by_name(file, kept):
     data = write(file, {f'layer.{i}.weight': np.ones((8, 8)) for i in range(9)}).read_bytes()
     file.write_bytes(data[: int(kept * len(data))])
-    with pytest.raises(CheckpointError, match='net.pdparams: cut off'):
-        read_pdparams(file)
+    with pytest.raises(CheckpointError, match='net.pdparams: (cut off|empty)'):
+        read_checkpoint(file)
 
 
 @pytest.mark.parametrize('content', [[], {}, {'a': 'text'}, {1: np.ones(2)}, [np.ones(2)]])
 def test_pickle_of_something_else_is_refused_by_name(file, content):
     with pytest.raises(CheckpointError, match='net.pdparams'):
-        read_pdparams(write(file, content))
-
-
-def test_checkpoint_of_pytorch_is_refused_by_name(file):
-    torch.save({'a': torch.ones(2)}, file)
-    with pytest.raises(CheckpointError, match='net.pdparams: cut off or not a checkpoint'):
-        read_pdparams(file)
+        read_checkpoint(write(file, content))
 
 
 def test_missing_file_is_named(file):
     with pytest.raises(FileNotFoundError, match='net.pdparams'):
-        read_pdparams(file)
+        read_checkpoint(file)
 
 
 # ---- names and shapes --------------------------------------------------------------------------
@@ -211,7 +206,7 @@ def test_focalnet_of_paddledetection_loads_whole(file, arch):
     arrays['norm.weight'] = arrays['norm.bias'] = np.ones(64, 'f4')
     arrays['head.weight'], arrays['head.bias'] = np.ones((64, 10), 'f4'), np.ones(10, 'f4')
     write(file, {**arrays, 'StructuredToParameterName@@': {'norm.weight': 'layer_norm_0.w_0'}}, 2)
-    assert recognise(read_pdparams(file)) == 'Paddle FocalNet'
+    assert recognise(read_file(file)) == 'Paddle FocalNet'
     load_checkpoint(net, str(file))
     for key, value in source.state_dict().items():
         if not re.match(r'norm\d', key):

@@ -5,6 +5,7 @@ Examples:
   focal-mm test my_config.py best.pth --tta --show-dir drawn
 """
 
+import os
 from argparse import ArgumentParser, Namespace
 
 from ..arguments import add_run_arguments, start
@@ -50,7 +51,7 @@ def run(args: Namespace) -> None:
         backbone=args.backbone,
         dump=args.dump,
     )
-    cfg.load_from = args.checkpoint
+    cfg.load_from = os.path.expanduser(args.checkpoint)
     runner.require_files(cfg, 'test_dataloader')
     if args.show or args.show_dir:
         testing.draw_predictions(cfg, args.show, args.show_dir, args.wait_time)

@@ -84,7 +84,7 @@ def convert(args: Namespace) -> None:
     """Write the tensors of a checkpoint to a plain file, by the names of our backbones."""
     from ... import weights
 
-    origin, count = weights.convert(args.input, args.output)
+    origin, count = weights.convert(args.input, args.output, args.prefix)
     origin = origin or 'names of no backbone here, kept'
     print(f'{args.input}: {origin}, {count} tensors -> {args.output}')
 
@@ -108,5 +108,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         'output',
         type=Path,
         help='new file, .pth or .safetensors; an existing file is not overwritten',
+    )
+    command.add_argument(
+        '--prefix',
+        default='',
+        help='take the tensors whose names begin with it, and take it off: net. or model. in files '
+        'of Lightning',
     )
     command.set_defaults(run=convert)
