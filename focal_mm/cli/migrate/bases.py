@@ -43,11 +43,11 @@ def find_base(base: str, child: Path, library: str, report: Report) -> Path | di
     tail = Path(*parts[-3:])
     for folder in child.resolve().parents:
         if (folder / tail).is_file():
-            report.change(f'{child.name}: no {base} there; {folder / tail} is read')
+            report.change(f'{base} is not there; {folder / tail} is read in its place')
             return folder / tail
     near = list(path.parent.rglob(path.name)) if path.parent.is_dir() else []
     if len(near) == 1:
-        report.change(f'{child.name}: no {base} there; {near[0]} is read')
+        report.change(f'{base} is not there; {near[0]} is read in its place')
         return near[0]
     spec = find_spec(library)
     configs = Path(spec.origin or '').parent / '.mim' / 'configs' if spec else Path('.mim')
@@ -61,7 +61,7 @@ def find_base(base: str, child: Path, library: str, report: Report) -> Path | di
             f'{path}, or give the config.py that training wrote into its work folder'
         )
     name = known[key].relative_to(configs).as_posix()
-    report.change(f'{child.name}: no {base} there; {library}::{name} is read')
+    report.change(f'{base} is not there; {library}::{name} is read in its place')
     return in_old_words(Config.fromfile(known[key])._cfg_dict.to_dict())
 
 
@@ -75,7 +75,9 @@ def in_old_words(new: dict[str, Any]) -> dict[str, Any]:
 
     Models and steps of pipelines keep theirs, which a migration leaves as they are.
     """
-    old = {key: new[key] for key in ('model', 'log_level', 'load_from') if key in new}
+    old: dict[str, Any] = {
+        key: new[key] for key in ('model', 'log_level', 'load_from', 'custom_hooks') if key in new
+    }
     loop = new.get('train_cfg', {})
     if 'max_epochs' in loop:
         old['runner'] = dict(type='EpochBasedRunner', max_epochs=loop['max_epochs'])
@@ -88,6 +90,8 @@ def in_old_words(new: dict[str, Any]) -> dict[str, Any]:
         old['optimizer_config'] = dict(grad_clip=wrapper.get('clip_grad'))
     if schedulers := new.get('param_scheduler'):
         old['lr_config'] = _lr_config(schedulers)
+    if 'cudnn_benchmark' in new.get('env_cfg', {}):
+        old['cudnn_benchmark'] = new['env_cfg']['cudnn_benchmark']
     hooks = new.get('default_hooks', {})
     if 'checkpoint' in hooks:
         old['checkpoint_config'] = _without_type(hooks['checkpoint'])

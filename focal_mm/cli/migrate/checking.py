@@ -9,21 +9,14 @@ from mmengine.registry import Registry
 
 from .report import Report
 
-# For each key of a config, the registries of the types below it.
-_REGISTRIES = dict(
+# The registries of the types below a key of a config.
+_TOP_LEVEL = dict(
     model=('MODELS', 'TASK_UTILS'),
     tta_model=('MODELS',),
-    dataset=('DATASETS',),
-    datasets=('DATASETS',),
-    pipeline=('TRANSFORMS',),
     tta_pipeline=('TRANSFORMS',),
-    transforms=('TRANSFORMS',),
-    sampler=('DATA_SAMPLERS',),
-    batch_sampler=('DATA_SAMPLERS',),
     val_evaluator=('METRICS',),
     test_evaluator=('METRICS',),
     optim_wrapper=('OPTIM_WRAPPERS',),
-    optimizer=('OPTIMIZERS',),
     param_scheduler=('PARAM_SCHEDULERS',),
     default_hooks=('HOOKS',),
     custom_hooks=('HOOKS',),
@@ -33,10 +26,20 @@ _REGISTRIES = dict(
     val_cfg=('LOOPS',),
     test_cfg=('LOOPS',),
 )
+# The same below a key anywhere outside of the model.
+_NESTED = dict(
+    dataset=('DATASETS',),
+    datasets=('DATASETS',),
+    pipeline=('TRANSFORMS',),
+    sampler=('DATA_SAMPLERS',),
+    batch_sampler=('DATA_SAMPLERS',),
+    optimizer=('OPTIMIZERS',),
+    vis_backends=('VISBACKENDS',),
+)
 # Arguments that the runner and the registries of mmengine give or take themselves.
-_OF_MMENGINE = {'type', '_scope_', 'priority'}
+_OF_MMENGINE = {'type', '_scope_', 'priority', 'paramwise_cfg', 'constructor'}
 # Below these keys are settings of layers and ops, which have registries and arguments of their own.
-_LAYERS = {'roi_layer', 'nms', 'dcn', 'plugins', 'init_cfg', 'transform_cfg', 'conv_module_cfg'}
+_LAYERS = {'roi_layer', 'nms', 'dcn', 'plugins', 'bbox_params'}
 
 
 def registries_of(path: str, above: tuple[str, ...]) -> tuple[str, ...]:
@@ -48,7 +51,9 @@ def registries_of(path: str, above: tuple[str, ...]) -> tuple[str, ...]:
     """
     if path.startswith('model.'):
         return above
-    return _REGISTRIES.get(path.rpartition('.')[2].partition('[')[0], above)
+    if '.' not in path and '[' not in path:
+        return _TOP_LEVEL.get(path, ())
+    return _NESTED.get(path.rpartition('.')[2].partition('[')[0], above)
 
 
 class Types:
@@ -88,8 +93,10 @@ class Types:
             if names and isinstance(node.get('type'), str):
                 yield path, node, self.find(node['type'], names)
             for key, child in list(node.items()):
-                layer = (key.endswith('_cfg') and path) or key in _LAYERS
+                layer = (key.endswith(('_cfg', '_trans')) and path) or key in _LAYERS
                 if layer and key not in ('train_cfg', 'test_cfg'):
+                    continue
+                if node.get('type') == 'Albu':  # its transforms are those of albumentations
                     continue
                 below = f'{path}.{key}' if path else key
                 yield from self.nodes(child, below, registries_of(below, names))
@@ -116,19 +123,24 @@ class Types:
 
 
 def arguments(found: Any) -> set[str] | None:
-    """Return the names of the arguments of a class, or None if it takes any."""
+    """Return the names of the arguments of a class, or None if it takes any.
+
+    A class with ``**kwargs`` may pass them on to any of its bases.
+    """
     names: set[str] = set()
-    classes = found.__mro__ if inspect.isclass(found) else [found]
-    for cls in classes:
+    passed_on, closed = False, False
+    for cls in found.__mro__[:-1] if inspect.isclass(found) else [found]:
         function = cls.__dict__.get('__init__') if inspect.isclass(cls) else cls
-        if function is None or cls is object:
+        if function is None:
             continue
         parameters = inspect.signature(function).parameters.values()
-        kinds = {parameter.kind for parameter in parameters}
         names |= {parameter.name for parameter in parameters}
-        if inspect.Parameter.VAR_KEYWORD not in kinds:
-            return names
-    return None
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            closed = True
+            if not passed_on:
+                break
+        passed_on = True
+    return names if closed else None
 
 
 def defaults(found: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .report import Report
 
 _WRAPPERS = ('RepeatDataset', 'ClassBalancedDataset', 'ConcatDataset', 'MultiImageMixDataset')
 _RENAMED_TYPES = dict(CustomDataset='BaseSegDataset')
+_PATHS = ('ann_file', 'img_prefix', 'seg_prefix', 'proposal_file', 'split', 'img_dir', 'ann_dir')
 # The paths of a dataset, and their names in data_prefix.
 _PREFIXES = dict(img_prefix='img', seg_prefix='seg', img_dir='img_path', ann_dir='seg_map_path')
 
@@ -115,11 +116,10 @@ class Data:
         data.pop('persistent_workers', None)
         self.report.leave_out('data', data)
         for split in ('val', 'test'):
-            loader = new.setdefault(
-                f'{split}_dataloader', new.get('val_dataloader', new.get('test_dataloader'))
-            )
-            if loader is None:
+            other = new.get('val_dataloader', new.get('test_dataloader'))
+            if other is None:
                 raise ValueError('data.val: missing, and there is no data.test either')
+            loader = new.setdefault(f'{split}_dataloader', other)
             new[f'{split}_evaluator'] = self._evaluator(loader['dataset'], metrics, evaluation)
         self._leave_evaluation(evaluation)
         return new
@@ -148,14 +148,11 @@ class Data:
                 path, {key: node.pop(key) for key in ('dynamic_scale',) if node.get(key)}
             )
             return node
-        several = [
-            key for key in ('ann_file', 'split', 'img_dir', 'ann_dir') if _is_list(node, key)
-        ]
+        several = {key: node[key] for key in _PATHS if isinstance(node.get(key), (list, tuple))}
         if several:
-            count = len(node[several[0]])
             parts = [
-                {key: v[i] if _is_list(node, key) else v for key, v in node.items()}
-                for i in range(count)
+                {**node, **{key: values[i] for key, values in several.items()}}
+                for i in range(max(map(len, several.values())))
             ]
             return self._dataset(parts, path, split, masks)
         return self._leaf(node, path, split, masks)
@@ -210,9 +207,11 @@ class Data:
         for key in ('img_suffix', 'seg_map_suffix', 'reduce_zero_label', 'ignore_index'):
             if key in node:
                 new[key] = node.pop(key)
-        for key in ('proposal_file', 'gt_seg_map_loader_cfg'):
-            if node.get(key) is None:
-                node.pop(key, None)
+        if proposals := node.pop('proposal_file', None):
+            new['proposal_file'] = self._below_root(proposals) if root else proposals
+            self.report.change(f'{path}.proposal_file: {proposals} must be written by mmdet 3 anew')
+        if node.get('gt_seg_map_loader_cfg', True) is None:
+            node.pop('gt_seg_map_loader_cfg')
         self.report.leave_out(path, node)
         where = f'{path}.pipeline'
         new['pipeline'] = (
@@ -226,7 +225,7 @@ class Data:
         return bool(self.root) and f'{path}/'.startswith(f'{self.root.rstrip("/")}/')
 
     def _below_root(self, path: str) -> str:
-        return path[len(self.root.rstrip('/')) :].lstrip('/')
+        return path[len(self.root.rstrip('/')) :].lstrip('/') if self._inside(path) else path
 
     def _class_of(self, kind: str, path: str) -> Dataset:
         """Return today's class of a dataset, and what the old code says about it."""
@@ -235,12 +234,13 @@ class Data:
             kind = _RENAMED_TYPES.get(kind, kind)
         installed = self.datasets.get(kind)
         if installed is not None:
-            same = not found or found.classes in (None, installed.METAINFO.get('classes'))
-            return Dataset(kind) if same else replace(found, base=kind)
+            if found and found.classes not in (None, installed.METAINFO.get('classes')):
+                return replace(found, base=kind)
+            return Dataset(kind)
         if found and self.datasets.get(found.base) is not None:
             self.report.leave_out(path, {f'type.{name}': kind for name in found.methods})
             self.report.change(
-                f'{path}.type: {kind} becomes {found.base} with the classes in {found.file}'
+                f'data: {kind} becomes {found.base} with the classes in {found.file}'
             )
             return found
         self.report.leave_out(path, dict(type=kind))
@@ -281,7 +281,9 @@ class Data:
             return dict(type='IoUMetric', iou_metrics=metrics or ['mIoU'])
         kind = leaf['type']
         if kind in ('VOCDataset', 'XMLDataset', 'WIDERFaceDataset'):
-            settings = dict(metric=metrics[0] if metrics else 'mAP', eval_mode='11points')
+            settings: dict[str, Any] = dict(
+                metric=metrics[0] if metrics else 'mAP', eval_mode='11points'
+            )
             for key in ('iou_thr', 'iou_thrs'):
                 if key in evaluation:
                     settings['iou_thrs'] = evaluation[key]
@@ -389,7 +391,3 @@ def _first_root(node: Any) -> str:
 
 def _as_list(value: Any) -> list:
     return [] if value is None else [value] if isinstance(value, str) else list(value)
-
-
-def _is_list(node: dict[str, Any], key: str) -> bool:
-    return isinstance(node.get(key), (list, tuple))

@@ -112,7 +112,7 @@ def _translate(
     model = translate_model(old_model, data.pipelines.data_preprocessor(), report)
     _fit_classes(model, loaders, data, report)
     _fit_masks(model, data, report)
-    new = dict(custom_imports=_imports(settings, report), default_scope=library)
+    new: dict[str, Any] = dict(custom_imports=_imports(settings, report), default_scope=library)
     if data.root:
         new['data_root'] = data.root
     new.update(model=model, **loaders)

@@ -35,7 +35,7 @@ _SWIN_RENAMED = dict(
 # Arguments that ELSEWHERE says to leave out, with the value that loses nothing.
 _WITHOUT_EFFECT = dict(patch_norm=True, ape=False, pad_small_map=True, qk_scale=None)
 _FAMILIES = ('FocalNet', 'FocalTransformer', 'MixFormer')
-_HEADS = ('bbox_head', 'mask_head', 'decode_head', 'auxiliary_head', 'semantic_head')
+_HEADS = ('bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
 
 
 def translate_model(
@@ -128,6 +128,8 @@ def _family(kind: str, old: dict[str, Any], pretrained: Any, report: Report) -> 
             continue
         if key in ('pretrain_img_size', 'img_size', 'input_size', 'image_size'):
             continue
+        if key == 'out_indices' and [*value] == [*range(len(old.get('depths', range(4))))]:
+            continue
         if key in ELSEWHERE:
             report.leave_out('model.backbone', {key: value})
         else:
@@ -202,7 +204,9 @@ def heads_with_classes(model: Any, path: str = 'model') -> list[tuple[str, dict[
         if 'num_classes' in model and any(head in path for head in _HEADS):
             found.append((path, model))
         children = [
-            (f'{path}.{k}', v) for k, v in model.items() if k not in ('rpn_head', 'backbone')
+            (f'{path}.{k}', v)
+            for k, v in model.items()
+            if k not in ('rpn_head', 'semantic_head', 'backbone')
         ]
     elif isinstance(model, (list, tuple)):
         children = [(f'{path}[{i}]', value) for i, value in enumerate(model)]

@@ -1,4 +1,4 @@
-"""Steps of mmdet 2 and mmseg 0 that prepare images, and the data preprocessor of their successors."""
+"""Pipelines of mmdet 2 and mmseg 0, and the data preprocessor that does a part of their work."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,8 @@ _PACKED = {
     'proposals',
 }
 _TEST_META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+# Names in the metadata of an image; None for what no longer exists.
+_META = dict(filename='img_path', ori_filename=None, img_norm_cfg=None)
 _PACKERS = dict(mmdet='PackDetInputs', mmseg='PackSegInputs')
 
 
@@ -80,7 +82,7 @@ class Pipelines:
             else:
                 flat.append(step)
         new = self._steps(flat, path, training=False)
-        packer = dict(type=_PACKERS[self.library])
+        packer: dict[str, Any] = dict(type=_PACKERS[self.library])
         if self.library == 'mmdet':
             packer['meta_keys'] = _TEST_META
         packed = new[-1] if new and new[-1]['type'].startswith('Pack') else packer
@@ -155,7 +157,7 @@ class Pipelines:
     def _tta(
         self, loading: list[dict], resizes: list[dict], directions: list[str], keep: bool
     ) -> list[dict]:
-        packer = dict(type=_PACKERS[self.library])
+        packer: dict[str, Any] = dict(type=_PACKERS[self.library])
         if self.library == 'mmdet':
             packer['meta_keys'] = (*_TEST_META, 'flip', 'flip_direction')
         annotations = (
@@ -315,5 +317,9 @@ class Pipelines:
         keys = set(step.pop('keys'))
         if unknown := keys - _PACKED:
             self.report.leave_out(path, dict(keys=sorted(unknown)))
+        packer: dict[str, Any] = dict(type=_PACKERS[self.library])
+        if meta := step.pop('meta_keys', None):
+            names = [_META.get(key, key) for key in meta]
+            packer['meta_keys'] = tuple(name for name in names if name)
         self.report.leave_out(path, step)
-        return dict(type=_PACKERS[self.library])
+        return packer

@@ -1,10 +1,10 @@
 """Old configs as plain data, without running code of theirs."""
 
 import ast
-import builtins
 import copy
 import os.path
 import re
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeGuard
@@ -25,46 +25,16 @@ _ALLOWED = (
     *(ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp),
     *(ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
 )
-_FUNCTIONS = {
-    name: getattr(builtins, name)
-    for name in [
-        'abs',
-        'bool',
-        'dict',
-        'enumerate',
-        'float',
-        'int',
-        'len',
-        'list',
-        'max',
-        'min',
-        'range',
-        'reversed',
-        'round',
-        'set',
-        'sorted',
-        'str',
-        'sum',
-        'tuple',
-        'zip',
-    ]
-}
+_FUNCTIONS: dict[str, Any] = dict(
+    abs=abs, bool=bool, dict=dict, enumerate=enumerate, float=float, int=int, len=len, list=list,
+    max=max, min=min, range=range, reversed=reversed, round=round, set=set, sorted=sorted, str=str,
+    sum=sum, tuple=tuple, zip=zip,
+)  # fmt: skip
 _METHODS = {
-    *['append', 'copy', 'count', 'extend', 'index', 'insert', 'remove', 'reverse', 'sort'],
-    *['clear', 'get', 'items', 'keys', 'pop', 'setdefault', 'update', 'values'],
-    *[
-        'endswith',
-        'join',
-        'lower',
-        'lstrip',
-        'replace',
-        'rsplit',
-        'rstrip',
-        'split',
-        'startswith',
-        'strip',
-        'upper',
-    ],
+    *('append', 'copy', 'count', 'extend', 'index', 'insert', 'remove', 'reverse', 'sort'),
+    *('clear', 'get', 'items', 'keys', 'pop', 'setdefault', 'update', 'values'),
+    *('endswith', 'join', 'lower', 'lstrip', 'replace', 'rsplit', 'rstrip', 'split'),
+    *('startswith', 'strip', 'upper'),
 }
 _PATHS = SimpleNamespace(
     join=os.path.join, basename=os.path.basename, dirname=os.path.dirname, splitext=os.path.splitext
@@ -158,7 +128,7 @@ def _parse(path: Path) -> ast.Module:
     )
     text = path.read_text(encoding='utf-8-sig', errors='replace')
     for name, value in variables.items():
-        text = re.sub(rf'\{{\{{\s*{name}\s*\}}\}}', lambda _, value=value: value, text)
+        text = re.sub(rf'\{{\{{\s*{name}\s*\}}\}}', value.replace('\\', '/'), text)
     text = _BASE_VARIABLE.sub(r'\2', text)
     try:
         return ast.parse(text)
@@ -186,7 +156,7 @@ class _BaseVariables(ast.NodeTransformer):
     """Replaces mmcv's ``{{_base_.name}}``, in Python a set in a set, by ``_base_.name``."""
 
     def visit_Set(self, node: ast.Set) -> ast.AST:
-        inner = node.elts[0] if len(node.elts) == 1 else node
+        inner: ast.expr = node.elts[0] if len(node.elts) == 1 else node
         if isinstance(inner, ast.Set) and ast.unparse(inner).startswith('{_base_.'):
             return inner.elts[0]
         return self.generic_visit(node)
@@ -194,24 +164,26 @@ class _BaseVariables(ast.NodeTransformer):
 
 def _evaluate(tree: ast.Module, path: Path, inherited: dict) -> dict[str, Any]:
     """Return the variables that a config sets, by running it if it can only compute data."""
-    tree = ast.fix_missing_locations(_BaseVariables().visit(tree))
-    imported, body = {}, []
+    _BaseVariables().visit(tree)
+    imported: dict[str, Any] = {}
+    body: list[ast.stmt] = []
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     for node in tree.body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             imported.update(_import(node, used, path))
         elif not _is_bases(node):
             body.append(node)
-    tree.body = body
-    for node in ast.walk(tree):
+    module = ast.Module(body, [])
+    for node in ast.walk(module):
         if reason := _refusal(node):
             raise ValueError(f'{path}, line {getattr(node, "lineno", 1)}: {reason}; {_WAY_OUT}')
     space = dict(_FUNCTIONS, **imported, __builtins__={}, _base_=ConfigDict(inherited))
     given = set(space)
     try:
-        exec(compile(tree, str(path), 'exec'), space)  # checked above
+        exec(compile(module, str(path), 'exec'), space)  # checked above
     except Exception as error:
-        line = error.__traceback__.tb_next.tb_lineno if error.__traceback__.tb_next else 1
+        frames = traceback.extract_tb(error.__traceback__)
+        line = [frame.lineno for frame in frames if frame.filename == str(path)][-1]
         raise ValueError(f'{path}, line {line}: {error}; {_WAY_OUT}') from error
     return {
         key: copy.deepcopy(value)  # else two settings that share a dict are changed together

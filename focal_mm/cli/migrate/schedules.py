@@ -263,7 +263,7 @@ def _runtime(settings: dict[str, Any], report: Report) -> dict[str, Any]:
     distributed = pop(settings, 'dist_params') or dict(backend='nccl')
     port = distributed.pop('port', None)
     if port is not None:
-        report.leave_out('dist_params', dict(port=port))  # now of the launcher
+        report.change(f'dist_params.port={port}: now the launcher chooses the port')
     new['env_cfg'] = dict(
         cudnn_benchmark=bool(settings.pop('cudnn_benchmark', False)),
         mp_cfg=processes,

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from keyword import iskeyword
 from pathlib import Path
@@ -206,6 +207,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+@cache
 def _load(path: Path) -> dict[str, Any]:
     return Config.fromfile(path)._cfg_dict.to_dict()
 
