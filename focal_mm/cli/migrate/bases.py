@@ -24,13 +24,15 @@ _NORMALIZE = dict(
 )
 
 
-def find_base(base: str, child: Path, library: str, report: Report) -> Path | dict[str, Any]:
+def find_base(
+    base: str, child: Path, libraries: tuple[str, ...], report: Report
+) -> Path | dict[str, Any]:
     """Return the file of a base, or its settings if it is taken from the installed library.
 
     Args:
         base (str): As the child names it.
         child (Path): The config that has the base.
-        library (str): ``'mmdet'`` or ``'mmseg'``, for a base that is missing.
+        libraries (tuple[str, ...]): Packages whose configs replace a missing base, in this order.
         report (Report): A note about a base that is elsewhere is added.
 
     Raises:
@@ -49,20 +51,27 @@ def find_base(base: str, child: Path, library: str, report: Report) -> Path | di
     if len(near) == 1:
         report.change(f'{base} is not there; {near[0]} is read in its place')
         return near[0]
-    spec = find_spec(library)
-    configs = Path(spec.origin or '').parent / '.mim' / 'configs' if spec else Path('.mim')
-    known = {_key(file): file for file in configs.rglob('*.py')}
-    key = _key(path)
+    key, known = _key(path), {}
+    for library in reversed(libraries):
+        configs = config_folder(library)
+        known.update({_key(file): (library, file) for file in configs.rglob('*.py')})
     if key not in known:
         close = difflib.get_close_matches(key, known)
-        hint = f' (it has {", ".join(close)})' if close else ''
+        hint = f' (they have {", ".join(close)})' if close else ''
         raise FileNotFoundError(
-            f'{child}: its base {base} is neither there nor in {library}{hint}; put the file at '
-            f'{path}, or give the config.py that training wrote into its work folder'
+            f'{child}: its base {base} is neither there nor in {" or ".join(libraries)}{hint}; put '
+            f'the file at {path}, or give the config.py that training wrote into its work folder'
         )
-    name = known[key].relative_to(configs).as_posix()
+    library, file = known[key]
+    name = file.relative_to(config_folder(library)).as_posix()
     report.change(f'{base} is not there; {library}::{name} is read in its place')
-    return in_old_words(Config.fromfile(known[key])._cfg_dict.to_dict())
+    return in_old_words(Config.fromfile(file)._cfg_dict.to_dict())
+
+
+def config_folder(library: str) -> Path:
+    """Return the folder of the configs that a package has installed."""
+    spec = find_spec(library)
+    return Path(spec.origin or '').parent / '.mim' / 'configs' if spec else Path(library)
 
 
 def _key(path: Path) -> str:

@@ -110,8 +110,8 @@ def _translate(
         if key in settings:
             old_model[key] = settings.pop(key)
     model = translate_model(old_model, data.pipelines.data_preprocessor(), report)
-    _fit_classes(model, loaders, data, report)
     _fit_masks(model, data, report)
+    _fit_classes(model, loaders, data, report)
     new: dict[str, Any] = dict(custom_imports=_imports(settings, report), default_scope=library)
     if data.root:
         new['data_root'] = data.root

@@ -63,6 +63,7 @@ class OldFile:
     Attributes:
         settings (dict): All settings, bases merged as mmcv does.
         names (set[str]): Variables that the files use in other settings.
+        library (str): ``'mmdet'`` or ``'mmseg'``, whichever has such a model.
 
     Raises:
         FileNotFoundError: If the file or a base does not exist.
@@ -74,8 +75,12 @@ class OldFile:
             raise FileNotFoundError(f'{path}: no such config')
         self.report = report
         self.names: set[str] = set()
-        self.library = 'mmseg' if _is_segmentor(path) else 'mmdet'
+        # Where a missing base is looked for first.
+        self.libraries = ('mmseg', 'mmdet') if _has_words_of_mmseg(path) else ('mmdet', 'mmseg')
         self.settings = self._read(path, ())
+        model = self.settings.get('model')
+        segments = isinstance(model, dict) and 'decode_head' in model
+        self.library = 'mmseg' if segments else 'mmdet'
 
     def _read(self, path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
         if path in children:
@@ -99,15 +104,14 @@ class OldFile:
     def _read_bases(self, bases: list[str], path: Path, children: tuple[Path, ...]) -> dict:
         merged: dict[str, Any] = {}
         for base in bases:
-            found = find_base(base, path, self.library, self.report)
+            found = find_base(base, path, self.libraries, self.report)
             if isinstance(found, Path):
                 found = self._read(found, (*children, path))
             merged = _merge(found, merged, path)
         return merged
 
 
-def _is_segmentor(path: Path) -> bool:
-    """Tell mmseg's configs, whose bases may be missing, by the words that only they have."""
+def _has_words_of_mmseg(path: Path) -> bool:
     text = path.read_text(encoding='utf-8', errors='replace')
     words = ('decode_head', 'img_dir', 'EncoderDecoder', 'mmseg', 'mIoU')
     return any(word in text for word in words) or (
@@ -174,9 +178,9 @@ def _evaluate(tree: ast.Module, path: Path, inherited: dict) -> dict[str, Any]:
         elif not _is_bases(node):
             body.append(node)
     module = ast.Module(body, [])
-    for node in ast.walk(module):
-        if reason := _refusal(node):
-            raise ValueError(f'{path}, line {getattr(node, "lineno", 1)}: {reason}; {_WAY_OUT}')
+    for part in ast.walk(module):
+        if reason := _refusal(part):
+            raise ValueError(f'{path}, line {getattr(part, "lineno", 1)}: {reason}; {_WAY_OUT}')
     space = dict(_FUNCTIONS, **imported, __builtins__={}, _base_=ConfigDict(inherited))
     given = set(space)
     try:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator
 from functools import cache
-from importlib.util import find_spec
 from keyword import iskeyword
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ...config import CONFIGS
+from .bases import config_folder
 from .checking import Types, defaults, registries_of
 
 _WIDTH = 100
@@ -76,8 +76,7 @@ class Writer:
 
     def _parts(self, cfg: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
         """Return the library's bases with which the text of each part is shortest."""
-        spec = find_spec(self.library)
-        configs = Path(spec.origin or '').parent / '.mim' / 'configs' if spec else Path('.mim')
+        configs = config_folder(self.library)
         names, merged = [], {}
         for folder, keys in _PARTS.items():
             part = {key: cfg[key] for key in keys if key in cfg}
