@@ -25,8 +25,8 @@ from torch import nn
 
 from .backbones.base import StagedBackbone, recompute
 from .backbones.layer_decay import add_layers
-from .compat.mmcv_corrections import CORRECTIONS
 from .backbones.mixing_convnets import MixingConvNet
+from .compat.mmcv_corrections import CORRECTIONS
 from .config import CONFIGS
 from .weights.loading import FittedBackbone
 

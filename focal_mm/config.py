@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import cache, wraps
 from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any
@@ -43,11 +43,16 @@ def register_configs() -> None:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
     get_cfg_path, fromfile, get_config = Config._get_cfg_path, Config.fromfile, hub.get_config
 
+    @cache
+    def path_in_package(name: str) -> tuple[str, str | None]:
+        # mmengine parses every metafile of the package, which takes a third of a second a name.
+        return get_cfg_path(name, '')
+
     @wraps(get_cfg_path)
     def path_of_base(cfg_path: str, filename: str) -> tuple[str, str | None]:
         if cfg_path.startswith(_PREFIX):
             return _path_of(cfg_path), None
-        return get_cfg_path(cfg_path, filename)
+        return path_in_package(cfg_path) if '::' in cfg_path else get_cfg_path(cfg_path, filename)
 
     @wraps(fromfile)
     def fromfile_or_package(filename: str | Path, *args: Any, **kwargs: Any) -> Config:

@@ -14,6 +14,7 @@ from .errors import one_line_errors
 COMMANDS = {
     'train': 'train a model',
     'test': 'test a checkpoint',
+    'migrate': 'turn a config of mmdet 2 or mmseg 0 into one of mmdet 3 or mmseg 1',
     'weights': 'list, download, check, find and convert the published weights',
     'tables': "print the papers' tables beside what is measured here",
     'reproduce': "train and test the rows of a paper's table",
