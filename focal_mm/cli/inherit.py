@@ -30,9 +30,8 @@ def overrides(base: Config, cfg: Config, constants: dict[str, Any]) -> str:
             continue
         text = writer.changes(base._cfg_dict.get(key), value, f'_base_.{key}')
         if text is not None:
-            same = next((other for other, written in lines.items() if written == text), None)
-            share = same and cfg._cfg_dict[same] == value and len(text) > 40
-            lines[key] = same if share and same else text
+            same = (o for o, written in lines.items() if written == text and cfg[o] == value)
+            lines[key] = next(same, text) if len(text) > 20 else text
     return format_code(''.join(f'{key} = {text}\n' for key, text in lines.items()))
 
 
@@ -99,7 +98,7 @@ class _Writer:
         parts, start = [], 0  # start of a run of items that are the base's
         for i, one in enumerate(changed):
             if one is not None:
-                parts += [f'*{path}[{start}:{i}]'] * (i > start) + [one]
+                parts += [f'*{path}[{start or ""}:{i}]'] * (i > start) + [one]
                 start = i + 1
         if start < len(old):
             parts.append(f'*{path}[{start}:]' if start else f'*{path}')

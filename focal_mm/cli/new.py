@@ -279,7 +279,7 @@ def _apply(cfg: Config, plan: Plan, pictures: int, batch_size: int | None) -> No
         if node.get('eta_min'):
             node.eta_min = float(f'{node.eta_min * plan.lr / plan.base_lr:.2g}')
     cfg.optim_wrapper.optimizer.lr = plan.lr
-    cfg.setdefault('auto_scale_lr', dict(enable=False)).base_batch_size = plan.batch
+    cfg.auto_scale_lr = dict(cfg.get('auto_scale_lr') or {}, base_batch_size=plan.batch)
     hooks = list(cfg.get('custom_hooks') or [])
     switches = [node for node in dicts(hooks) if any(key in node for key in _SWITCHES)]
     per_epoch = max(1, math.ceil(pictures / plan.batch))

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from torch.distributed import init_process_group
 
 from ..config import datasets_of, dicts, move_data_root
-from ..datasets import command_for, from_scratch, use_mini, use_part
+from ..datasets import command_for, from_scratch, require_classes, use_mini, use_part
 
 
 def load_config(
@@ -121,7 +121,7 @@ def _adapt_to_cpu(cfg: Config) -> None:
 
 
 def require_files(cfg: Config, *loaders: str) -> None:
-    """Raise a FileNotFoundError, before anything is built, if a file that a run reads is missing.
+    """Raise an error, before anything is built, if a file is missing or classes do not fit.
 
     Args:
         cfg (Config): Any OpenMMLab config.
@@ -129,6 +129,8 @@ def require_files(cfg: Config, *loaders: str) -> None:
 
     Raises:
         FileNotFoundError: Names the first file or folder that is missing, and what to do.
+        ValueError: If the classes of data and heads differ, see
+            :func:`focal_mm.datasets.require_classes`.
     """
     for key in loaders:
         evaluator = cfg.get(key.replace('dataloader', 'evaluator'))
@@ -147,6 +149,7 @@ def require_files(cfg: Config, *loaders: str) -> None:
     start = cfg.get('load_from')
     if start and '://' not in start and not Path(start).is_file():
         raise FileNotFoundError(f'{start}: no such checkpoint')
+    require_classes(cfg, *loaders)
 
 
 def _paths_of(dataset: ConfigDict) -> Iterator[str]:

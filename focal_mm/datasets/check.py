@@ -128,7 +128,7 @@ def _check_dataset(
 ) -> dict[str, Path]:
     """Check one dataset and return its pictures by their names within its folder."""
     root = Path(dataset.get('data_root') or '')
-    prefix = dataset.get('data_prefix') or {}
+    prefix: Any = dataset.get('data_prefix') or {}
     file, classes = dataset.get('ann_file') or '', classes_of(cfg, dataset)
     if file and '://' not in f'{root}{file}' and not (root / file).exists():
         report.error(root / file, f'does not exist; {role} reads it')
@@ -155,6 +155,7 @@ def _check_dataset(
             suffixes,
             [name.strip() for name in names if name.strip()] if names else None,
             bool(_argument(cfg, dataset, 'reduce_zero_label')),
+            role == 'train',
             thorough,
         )
     if folder := class_folder(dataset):
@@ -295,8 +296,8 @@ def _is_number(value: Any) -> bool:
 def _faults_of(annotation: dict, image: dict | None, masks: bool) -> Iterator[tuple[str, str]]:
     """Yield the faults of an annotation: level and text."""
     box = annotation.get('bbox')
-    width, height = (image.get(side) for side in ('width', 'height')) if image else (None, None)
-    sized = _is_number(width) and _is_number(height)
+    sides: list[Any] = [image.get(side) for side in ('width', 'height')] if image else []
+    size = tuple(sides) if sides and all(map(_is_number, sides)) else None
     if not isinstance(box, list) or len(box) != 4:
         yield 'error', 'bbox that is not [x, y, width, height]'
     elif not all(map(_is_number, box)):
@@ -305,8 +306,8 @@ def _faults_of(annotation: dict, image: dict | None, masks: bool) -> Iterator[tu
         yield 'error', 'bbox with a negative width or height'
     elif box[2] < 1 or box[3] < 1:
         yield 'warning', 'bbox under a pixel, which is not trained on'
-    elif sized:
-        x, y, w, h = box
+    elif size is not None:
+        (x, y, w, h), (width, height) = box, size
         if x >= width or y >= height or x + w <= 0 or y + h <= 0:
             yield 'error', 'bbox outside the picture'
         elif x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
@@ -317,17 +318,15 @@ def _faults_of(annotation: dict, image: dict | None, masks: bool) -> Iterator[tu
     elif area <= 0:
         yield 'warning', 'annotation with an area of 0, which is not trained on'
     if masks:
-        yield from _faults_of_mask(annotation, (height, width) if sized else None)
+        yield from _faults_of_mask(annotation, size)
 
 
-def _faults_of_mask(
-    annotation: dict, size: tuple[float, float] | None
-) -> Iterator[tuple[str, str]]:
+def _faults_of_mask(annotation: dict, size: tuple[Any, ...] | None) -> Iterator[tuple[str, str]]:
     mask = annotation.get('segmentation')
     if isinstance(mask, dict):
         if not isinstance(mask.get('counts'), (str, list)):
             yield 'error', 'mask without counts'
-        elif size is not None and list(mask.get('size') or ()) != list(size):
+        elif size is not None and list(mask.get('size') or ()) != list(size[::-1]):
             yield 'error', 'mask of another size than the picture'
     elif not mask or not isinstance(mask, list):
         yield 'error', 'annotation without a mask (segmentation)'
@@ -353,6 +352,7 @@ def check_label_maps(
     suffixes: tuple[str, str] = ('.jpg', '.png'),
     names: list[str] | None = None,
     reduce_zero_label: bool = False,
+    training: bool = True,
     thorough: bool = False,
 ) -> dict[str, Path]:
     """Check folders of pictures and of label maps, as mmseg reads them.
@@ -365,6 +365,7 @@ def check_label_maps(
         suffixes (tuple[str, str]): How their names end; what is before is the same.
         names (list[str], optional): What comes before, of those that are used. Default: all.
         reduce_zero_label (bool): Whether label 0 is ignored. Default: False.
+        training (bool): Whether a class without examples is worth a warning. Default: True.
         thorough (bool): Decode all. Default: False.
 
     Returns:
@@ -419,7 +420,7 @@ def check_label_maps(
             report.warning(maps, 'label map in which every pixel is ignored', name)
         seen[values[values < 256]] += 1
     first = int(reduce_zero_label)
-    for index, name in enumerate(classes if len(chosen) == len(pairs) and pairs else ()):
+    for index, name in enumerate(classes if training and len(chosen) == len(pairs) else ()):
         if not seen[index + first]:
             report.warning(maps, 'class without examples', name)
     report.looked_at.append(

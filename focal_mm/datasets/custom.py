@@ -52,7 +52,8 @@ class Boxes:
     def count(self) -> Counter[str]:
         """Return how many boxes each class has."""
         names = {one['id']: one['name'] for one in self.content['categories']}
-        return Counter(names.get(one.get('category_id')) for one in self.content['annotations'])
+        ids = Counter(one.get('category_id') for one in self.content['annotations'])
+        return Counter({name: ids[number] for number, name in names.items()})
 
     def __len__(self) -> int:
         return len(self.content['images'])
@@ -155,9 +156,9 @@ def _find(split: str, paths: list[Path]) -> _Part:
         inside = sorted(root.glob('*.json'))
         if len(inside) == 1:
             return _Part('coco', inside[0], root)
-        for images, labels in (('images', 'labels'), ('JPEGImages', 'Annotations')):
-            if (root / images).is_dir() and (root / labels).is_dir():
-                folders = [root / images, root / labels]
+        for pair in (('images', 'labels'), ('JPEGImages', 'Annotations')):
+            if all((root / name).is_dir() for name in pair):
+                folders = [root / name for name in pair]
         folders = folders * 2 if len(folders) == 1 else folders
     if len(folders) == 2 and file is None:
         for labels, images in (folders, folders[::-1]):
@@ -271,7 +272,8 @@ def _convert(
     ]
     if not pictures:
         raise FileNotFoundError(f'{part.images} has no pictures')
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for path in _progress(pictures, f'{part.images.name}: {part.kind}'):
         name = path.relative_to(part.images)
         size = picture_size(path)

@@ -93,11 +93,13 @@ def run(args: Namespace) -> None:
     zero_is_ignored = False
     sets: dict[str, Any]
     if library(base) == 'mmseg':
-        sets = {split: custom.read_label_maps(split, own) for split, own in paths.items()}
-        classes, zero_is_ignored = custom.name_labels(sets, names)
+        maps = {split: custom.read_label_maps(split, own) for split, own in paths.items()}
+        classes, zero_is_ignored = custom.name_labels(maps, names)
+        sets = dict(maps)
     else:
-        sets = custom.read_boxes(paths, path.with_suffix(''), names)
-        classes = custom.common_classes(sets, names)
+        boxes = custom.read_boxes(paths, path.with_suffix(''), names)
+        classes = custom.common_classes(boxes, names)
+        sets = dict(boxes)
     cfg, plan = new.fit(
         base,
         sets['train'],
