@@ -51,11 +51,16 @@ class Finding:
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """How often, what, and where."""
         where = ', '.join(self.examples)
         more = ', ...' if self.count > len(self.examples) > 0 else ''
         times = f'{self.count} x ' if self.count > 1 else ''
-        return f'{self.level}: {self.file}: {times}{self.fault}' + (where and f': {where}{more}')
+        return f'{times}{self.fault}' + (where and f': {where}{more}')
+
+    def __str__(self) -> str:
+        return f'{self.level}: {self.file}: {self.summary}'
 
 
 class Report:
@@ -296,8 +301,9 @@ def _is_number(value: Any) -> bool:
 def _faults_of(annotation: dict, image: dict | None, masks: bool) -> Iterator[tuple[str, str]]:
     """Yield the faults of an annotation: level and text."""
     box = annotation.get('bbox')
-    sides: list[Any] = [image.get(side) for side in ('width', 'height')] if image else []
-    size = tuple(sides) if sides and all(map(_is_number, sides)) else None
+    size: Any = image and [image.get(side) for side in ('width', 'height')]
+    if size is not None and not all(map(_is_number, size)):
+        size = None
     if not isinstance(box, list) or len(box) != 4:
         yield 'error', 'bbox that is not [x, y, width, height]'
     elif not all(map(_is_number, box)):
@@ -321,7 +327,7 @@ def _faults_of(annotation: dict, image: dict | None, masks: bool) -> Iterator[tu
         yield from _faults_of_mask(annotation, size)
 
 
-def _faults_of_mask(annotation: dict, size: tuple[Any, ...] | None) -> Iterator[tuple[str, str]]:
+def _faults_of_mask(annotation: dict, size: Any) -> Iterator[tuple[str, str]]:
     mask = annotation.get('segmentation')
     if isinstance(mask, dict):
         if not isinstance(mask.get('counts'), (str, list)):
