@@ -12,6 +12,8 @@ from .errors import one_line_errors
 
 # For each module of focal_mm.cli.commands, its line in the list that --help prints.
 COMMANDS = {
+    'doctor': 'look for what does not work here, or in the data of a config',
+    'new': 'write a config for your own data',
     'train': 'train a model',
     'test': 'test a checkpoint',
     'migrate': 'turn a config of mmdet 2 or mmseg 0 into one of mmdet 3 or mmseg 1',

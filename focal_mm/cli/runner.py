@@ -20,7 +20,7 @@ from torch import nn
 from torch.distributed import init_process_group
 
 from ..config import change_paths, datasets_of, dicts, move_data_root, type_name
-from ..datasets import command_for, from_scratch, use_mini, use_part
+from ..datasets import command_for, from_scratch, require_classes, use_mini, use_part
 from ..transplant import use_backbone
 
 # Arguments of mmengine's OptimWrapper; those of mixed precision are not among them.
@@ -174,7 +174,7 @@ def _adapt_to_cpu(cfg: Config) -> None:
 
 
 def require_files(cfg: Config, *loaders: str) -> None:
-    """Raise a FileNotFoundError, before anything is built, if a file that a run reads is missing.
+    """Raise an error, before anything is built, if a file is missing or classes do not fit.
 
     Args:
         cfg (Config): Any OpenMMLab config.
@@ -182,6 +182,8 @@ def require_files(cfg: Config, *loaders: str) -> None:
 
     Raises:
         FileNotFoundError: Names the first file or folder that is missing, and what to do.
+        ValueError: If the classes of data and heads differ, see
+            :func:`focal_mm.datasets.require_classes`.
     """
     for key in loaders:
         evaluator = cfg.get(key.replace('dataloader', 'evaluator'))
@@ -204,6 +206,7 @@ def require_files(cfg: Config, *loaders: str) -> None:
             if Path(start).is_dir()
             else f'{start}: no such checkpoint'
         )
+    require_classes(cfg, *loaders)
 
 
 def _paths_of(dataset: ConfigDict) -> Iterator[str]:

@@ -6,7 +6,7 @@ import warnings
 from importlib import metadata
 
 # For each module: the oldest version that works, and the packages that install it, OneDL's last.
-_STACK = {
+STACK = {
     'torch': ('2.5', 'torch'),  # the first to read both safe checkpoints and mmengine's
     'mmengine': ('0.10', 'mmengine', 'mmengine-lite', 'onedl-mmengine'),
     'mmcv': ('2.0', 'mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'),
@@ -26,8 +26,8 @@ def require_stack() -> None:
             replaces an ImportError of ``custom_imports`` by advice on PYTHONPATH.
     """
     found = {
-        module: [name for name in packages if _version(name)]
-        for module, (_, *packages) in _STACK.items()
+        module: [name for name in packages if version_of(name)]
+        for module, (_, *packages) in STACK.items()
     }
     stock = any(
         not name.startswith('onedl-')
@@ -35,7 +35,7 @@ def require_stack() -> None:
         for name in names
         if module != 'torch'
     )
-    for module, (oldest, *_) in _STACK.items():
+    for module, (oldest, *_) in STACK.items():
         if len(found[module]) > 1:
             warnings.warn(
                 f'{" and ".join(found[module])} overwrite each other in {module}/: '
@@ -50,10 +50,10 @@ def require_stack() -> None:
                     raise
                 version = None
         elif found[module]:
-            version = _version(found[module][0])
+            version = version_of(found[module][0])
         else:
             continue
-        if version is None or _numbers(version) < _numbers(oldest):
+        if version is None or numbers(version) < numbers(oldest):
             state = f'{version} is' if version else 'none is'
             raise RuntimeError(
                 f'focal_mm needs {module} {oldest} or later, and {state} installed: '
@@ -61,12 +61,14 @@ def require_stack() -> None:
             )
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package, None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _numbers(version: str) -> list[int]:
+def numbers(version: str) -> list[int]:
+    """Return the first two numbers of a version, to compare it with another one."""
     return [int(number) for number in re.findall(r'\d+', version)[:2]]

@@ -114,14 +114,14 @@ def use_mini(cfg: Config) -> Config:
             f'top-down heatmaps of keypoints (mmpose), and none for {cfg.filename}'
         )
     _shrink_images(cfg)
-    _set_num_classes(cfg.model, len(classes))
+    set_num_classes(cfg.model, len(classes))
     _sample_fewer_regions(cfg.model)
     _shorten_schedule(cfg)
     cfg.setdefault('randomness', dict(seed=0))
     return cfg
 
 
-def _replace(dataset: ConfigDict, **fields: Any) -> None:
+def replace_dataset(dataset: ConfigDict, **fields: Any) -> None:
     """Change a dataset to another one, keeping its pipeline and filter."""
     kept = {key: dataset[key] for key in ('pipeline', 'filter_cfg', 'test_mode') if key in dataset}
     dataset.clear()
@@ -149,7 +149,7 @@ def _use_coco(cfg: Config, things: tuple[str, ...]) -> None:
             if 'seg' in dataset.get('data_prefix', {}):
                 maps = 'annotations/panoptic_' if panoptic else 'stuffthingmaps/'
                 prefix['seg'] = f'{maps}{split}/'
-            _replace(
+            replace_dataset(
                 dataset,
                 type=f'mmdet.Coco{"Panoptic" if panoptic else ""}Dataset',
                 data_root=root,
@@ -182,7 +182,7 @@ def _use_ade20k(cfg: Config, classes: tuple[str, ...]) -> None:
         split = 'training' if key == 'train_dataloader' else 'validation'
         for dataset in list(datasets_of(cfg.get(key))):
             # mmseg's ADE20KDataset takes no classes but its own 150.
-            _replace(
+            replace_dataset(
                 dataset,
                 type='mmseg.BaseSegDataset',
                 data_root=root,
@@ -218,7 +218,7 @@ def _use_keypoints(cfg: Config) -> None:
     for key in DATALOADERS:
         split = 'train2017' if key == 'train_dataloader' else 'val2017'
         for dataset in list(datasets_of(cfg.get(key))):
-            _replace(
+            replace_dataset(
                 dataset,
                 type='mmpose.BaseCocoStyleDataset',
                 data_root=root,
@@ -239,7 +239,9 @@ def _use_imagenet(cfg: Config, classes: tuple[str, ...]) -> None:
     for key in DATALOADERS:
         split = 'train' if key == 'train_dataloader' else 'val'
         for dataset in list(datasets_of(cfg.get(key))):
-            _replace(dataset, type='mmpretrain.CustomDataset', data_root=root, data_prefix=split)
+            replace_dataset(
+                dataset, type='mmpretrain.CustomDataset', data_root=root, data_prefix=split
+            )
     for node in (cfg.get('data_preprocessor'), cfg.model.get('data_preprocessor')):
         if node is not None:
             node.num_classes = len(classes)
@@ -272,7 +274,7 @@ def _shrink_images(cfg: Config) -> None:
         node.update({key: shrink(node[key]) for key in SIZE_KEYS if key in node})
 
 
-def _set_num_classes(node: Any, classes: int, of_head: tuple[int, int] | None = None) -> None:
+def set_num_classes(node: Any, classes: int, of_head: tuple[int, int] | None = None) -> None:
     """Set the number of classes of every head and shorten lists of class weights.
 
     Args:
@@ -284,7 +286,7 @@ def _set_num_classes(node: Any, classes: int, of_head: tuple[int, int] | None = 
     """
     if isinstance(node, (list, tuple)):
         for child in node:
-            _set_num_classes(child, classes, of_head)
+            set_num_classes(child, classes, of_head)
     if not isinstance(node, dict):
         return
     for key in ('num_things_classes', 'num_classes'):
@@ -299,7 +301,7 @@ def _set_num_classes(node: Any, classes: int, of_head: tuple[int, int] | None = 
         node['class_weight'] = [*weights[:new], *weights[old:]]  # the last may be of 'no object'
     for key, child in node.items():
         if key != 'rpn_head':  # it separates objects from background, without classes
-            _set_num_classes(child, classes, of_head)
+            set_num_classes(child, classes, of_head)
 
 
 def _sample_fewer_regions(model: ConfigDict) -> None:
@@ -329,7 +331,7 @@ def _shorten_schedule(cfg: Config) -> None:
     end = EPOCHS if by_epoch else iterations
     cfg.train_cfg.update({'max_epochs' if by_epoch else 'max_iters': end, 'val_interval': end})
     cfg.train_cfg.pop('dynamic_intervals', None)
-    _squeeze_schedulers(cfg, iterations, length if by_epoch else None)
+    squeeze_schedulers(cfg, iterations, length if by_epoch else None)
 
     for node in dicts(cfg.train_dataloader):
         if 'times' in node:  # RepeatDataset
@@ -350,7 +352,7 @@ def _shorten_schedule(cfg: Config) -> None:
     cfg.default_hooks.checkpoint.update(interval=end, max_keep_ckpts=1)
 
 
-def _squeeze_schedulers(cfg: Config, iterations: int, epochs: int | None) -> None:
+def squeeze_schedulers(cfg: Config, iterations: int, epochs: int | None) -> None:
     """Shorten the learning rate schedule, in proportion, and count it in iterations.
 
     Args:
@@ -372,7 +374,7 @@ def _squeeze_schedulers(cfg: Config, iterations: int, epochs: int | None) -> Non
         if isinstance(time, (list, tuple)):
             return [squeeze(t, in_epochs) for t in time]
         if time in warm_ups and not in_epochs:
-            return iterations // 10  # in proportion it would be shorter than one iteration
+            return min(time, iterations // 10)  # in proportion it may be less than one iteration
         return round(time * iterations / (epochs if in_epochs else span))
 
     for scheduler, in_epochs in zip(schedulers, counts_epochs):

@@ -1,0 +1,111 @@
+"""Look for what does not work on this machine, or in the data of a config.
+
+Examples:
+  focal-mm doctor
+  focal-mm doctor --json
+  focal-mm doctor --data road.py
+  focal-mm doctor --data focal_mm::mask_rcnn/focalnet_t_1x.py --thorough
+
+Exit status: 0 if all works, 1 if there are errors; warnings and notes do not count.
+"""
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the config, and how much of its data is read."""
+    from ..arguments import Settings
+
+    parser.add_argument(
+        '--data',
+        metavar='CONFIG',
+        help="go through a config's datasets: annotation files, label maps, pictures",
+    )
+    parser.add_argument(
+        '--thorough', action='store_true', help='with --data: decode every picture and label map'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=Settings,
+        default={},
+        metavar='KEY=VALUE',
+        help='with --data: settings of the config, as data_root=DIR',
+    )
+    parser.add_argument('--json', action='store_true', help='print JSON')
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> None:
+    """Look, print, and exit with status 1 if there are errors."""
+    import sys
+
+    errors = _examine_data(args) if args.data else _examine_machine(args)
+    if errors:
+        sys.exit(1)
+
+
+def _examine_machine(args: Namespace) -> int:
+    import json
+    import sys
+
+    from .. import doctor
+
+    if sys.stderr.isatty():
+        print('importing the libraries ...', file=sys.stderr)
+    checks = doctor.examine()
+    errors = sum(check.state == 'error' for check in checks)
+    if args.json:
+        print(json.dumps(doctor.to_json(checks), indent=2, ensure_ascii=False))
+        return errors
+    rows = [(check.state, check.name, check.detail, check.mend) for check in checks]
+    _print_rows(rows)
+    warnings = sum(check.state == 'warning' for check in checks)
+    print(f'{errors} errors, {warnings} warnings')
+    return errors
+
+
+def _examine_data(args: Namespace) -> int:
+    import json
+    import os
+    from dataclasses import asdict
+
+    import focal_mm
+
+    focal_mm.set_up()
+    from ...datasets import check_config
+    from ..runner import load_config
+
+    cfg = load_config(os.path.expanduser(args.data), options=args.cfg_options)
+    report = check_config(cfg, args.thorough)
+    if args.json:
+        found = dict(findings=[asdict(one) for one in report.findings], looked_at=report.looked_at)
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return report.errors
+    for line in report.looked_at:
+        print(line)
+    _print_rows([(one.level, one.file, one.summary, '') for one in report.findings])
+    print(f'{report.errors} errors, {len(report.findings) - report.errors} warnings')
+    return report.errors
+
+
+def _print_rows(rows: list[tuple[Any, ...]]) -> None:
+    """Print a table on a terminal, else a line for each row."""
+    import sys
+
+    if not sys.stdout.isatty():
+        for state, name, detail, mend in rows:
+            print(f'{state}: {name}: {detail}' + (f'; to mend it: {mend}' if mend else ''))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    colors = dict(ok='green', note='blue', warning='yellow', error='red')
+    table = Table(show_header=False)
+    for state, name, detail, mend in rows:
+        text = escape(detail) + (f'\n[bold]{escape(mend)}[/bold]' if mend else '')
+        table.add_row(f'[{colors[state]}]{state}[/]', escape(name), text)
+    if rows:
+        Console().print(table)
