@@ -31,8 +31,12 @@ Names of configs
 
 mmpretrain, mmdet, mmseg
     mmpretrain's ``list_models``, ``get_model`` and ``inference_model`` know our classifiers by
-    name, and ``LearningRateDecayOptimizerConstructor`` of mmdet and mmseg takes our backbones. An
-    entry in ``sys.meta_path`` waits for the three modules that are not imported yet.
+    name, and ``LearningRateDecayOptimizerConstructor`` of mmdet and mmseg takes our backbones.
+
+mmcv
+    Its SyncBatchNorm, ``MMSyncBN`` in configs, can be built without a process group, where it is
+    PyTorch's, and its ``roi_align`` can be exported to ONNX of opset 13 and later. An entry in
+    ``sys.meta_path`` waits for those of these five modules that are not imported yet.
 
 PyTorch
     There is an operator ``torch.ops.focal_mm.depthwise_weight_gradient``.

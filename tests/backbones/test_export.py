@@ -23,8 +23,8 @@ NETS = {
     'focal': lambda: FocalTransformer(**ONE_STAGE, focal_levels=3),
     'focal_fast': lambda: FocalTransformer(**ONE_STAGE, focal_topk=40),
     'mixformer': lambda: MixFormer(
-        dict(embed_dims=32, depths=(1, 2)),
-        num_heads=(1, 2),
+        dict(embed_dims=32, depths=(2,)),
+        num_heads=1,
         window_size=23,
         use_shift=True,
         mlp_dwconv=True,

@@ -3,6 +3,10 @@
 Names, argument names and output arguments are the ones of mmcv's C++ bindings. Each op that is
 imported below works. Every other name is a function that raises NotImplementedError when called,
 so that ``import mmcv.ops`` succeeds and only the use of a missing op fails.
+
+Everything that mmdet, mmseg, mmpretrain and mmpose use, in code or in configs, is here. Missing are
+the ops of other packages: rotated boxes and quadrilaterals, point clouds and sparse convolutions,
+text detection, and generative models; also the softmax focal loss.
 """
 
 from collections.abc import Callable

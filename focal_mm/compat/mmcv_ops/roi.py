@@ -79,7 +79,7 @@ def roi_align_forward(
         return
     if torch.compiler.is_compiling():
         raise NotImplementedError(
-            "roi_align: pool_mode='max' cannot be exported, as ONNX's maximum is another; "
+            "roi_align: pool_mode='max' cannot be exported, as the maximum of ONNX is another; "
             "use pool_mode='avg'"
         )
     height, width = input.shape[2:]
