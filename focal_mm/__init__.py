@@ -29,9 +29,10 @@ Names of configs
     like. mmengine's table ``MODULE2PACKAGE``, also called ``PKG2PROJECT``, has the entries
     ``focal_mm`` and, where it is installed, ``mmseg``.
 
-mmpretrain, mmdet, mmseg
-    mmpretrain's ``list_models``, ``get_model`` and ``inference_model`` know our classifiers by
-    name, and ``LearningRateDecayOptimizerConstructor`` of mmdet and mmseg takes our backbones. An
+mmengine, mmpretrain, mmdet, mmseg
+    mmengine's ``turn_on_activation_checkpointing`` and ``turn_on_efficient_conv_bn_eval`` are
+    wrapped to work for parts of our backbones. mmpretrain's ``list_models``, ``get_model`` and
+    ``inference_model`` know our classifiers by name, and ``LearningRateDecayOptimizerConstructor`` of mmdet and mmseg takes our backbones. An
     entry in ``sys.meta_path`` waits for the three modules that are not imported yet.
 
 PyTorch
