@@ -32,8 +32,9 @@ Names of configs
 mmengine, mmpretrain, mmdet, mmseg
     mmengine's ``turn_on_activation_checkpointing`` and ``turn_on_efficient_conv_bn_eval`` are
     wrapped to work for parts of our backbones. mmpretrain's ``list_models``, ``get_model`` and
-    ``inference_model`` know our classifiers by name, and ``LearningRateDecayOptimizerConstructor`` of mmdet and mmseg takes our backbones. An
-    entry in ``sys.meta_path`` waits for the three modules that are not imported yet.
+    ``inference_model`` know our classifiers by name, and ``LearningRateDecayOptimizerConstructor``
+    of mmdet and mmseg takes our backbones. An entry in ``sys.meta_path`` waits for the three
+    modules that are not imported yet.
 
 PyTorch
     There is an operator ``torch.ops.focal_mm.depthwise_weight_gradient``.
