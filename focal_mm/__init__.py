@@ -29,14 +29,14 @@ Names of configs
     like. mmengine's table ``MODULE2PACKAGE``, also called ``PKG2PROJECT``, has the entries
     ``focal_mm`` and, where it is installed, ``mmseg``.
 
-mmpretrain, mmdet, mmseg
-    mmpretrain's ``list_models``, ``get_model`` and ``inference_model`` know our classifiers by
-    name, and ``LearningRateDecayOptimizerConstructor`` of mmdet and mmseg takes our backbones.
-
-mmcv
-    Its SyncBatchNorm, ``MMSyncBN`` in configs, can be built without a process group, where it is
-    PyTorch's, and its ``roi_align`` can be exported to ONNX of opset 13 and later. An entry in
-    ``sys.meta_path`` waits for those of these five modules that are not imported yet.
+mmengine, mmcv, mmpretrain, mmdet, mmseg
+    mmengine's ``turn_on_activation_checkpointing`` and ``turn_on_efficient_conv_bn_eval`` are
+    wrapped to work for parts of our backbones. mmpretrain's ``list_models``, ``get_model`` and
+    ``inference_model`` know our classifiers by name, and ``LearningRateDecayOptimizerConstructor``
+    of mmdet and mmseg takes our backbones. mmcv's SyncBatchNorm, ``MMSyncBN`` in configs, can be
+    built without a process group, where it is PyTorch's, and its ``roi_align`` can be exported to
+    ONNX of opset 13 and later. An entry in ``sys.meta_path`` waits for the modules that are not
+    imported yet.
 
 PyTorch
     There is an operator ``torch.ops.focal_mm.depthwise_weight_gradient``.

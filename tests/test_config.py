@@ -70,3 +70,12 @@ def test_config_without_data_root_stays():
     cfg = Config(dict(path='data/coco'))
     move_data_root(cfg, '/photos')
     assert cfg.path == 'data/coco'
+
+
+def test_data_root_moves_lists_and_paths_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    cfg = Config(
+        dict(data_root='~/coco', files=['~/coco/a.json', '/home/me/coco/b.json', 'c'], x=[['d']])
+    )
+    move_data_root(cfg, '/photos')
+    assert cfg.files == ['/photos/a.json', '/photos/b.json', 'c'] and cfg.x == [['d']]

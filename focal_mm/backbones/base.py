@@ -65,7 +65,8 @@ def build_norm(norm_cfg: dict, dim: int) -> nn.Module:
     """
     if not isinstance(norm_cfg, dict):
         raise ValueError(f"norm_cfg={norm_cfg!r}; give a dict, such as dict(type='LN')")
-    if str(norm_cfg.get('type')).split('.')[-1] == 'LN2d':
+    kind = norm_cfg.get('type')
+    if getattr(kind, '__name__', str(kind)).split('.')[-1] in ('LN2d', 'LayerNorm2d'):
         norm_cfg = dict(norm_cfg, type='LN')
     try:
         norm = build_norm_layer(norm_cfg, dim)[1]

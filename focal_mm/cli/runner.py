@@ -228,9 +228,7 @@ class _WithoutSyncBatchNorm(Runner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for distributed training, with BatchNorm for each SyncBatchNorm."""
         if any('SyncBatchNorm' in type(module).__name__ for module in model.modules()):
-            print_log(
-                'no GPU: BatchNorm in each process instead of SyncBatchNorm', logger='current'
-            )
+            print_log('no GPU: BatchNorm instead of SyncBatchNorm', logger='current')
             model = revert_sync_batchnorm(model)
         return super().wrap_model(model_wrapper_cfg, model)
 

@@ -15,13 +15,15 @@ def resume(cfg: Config, checkpoint: str) -> None:
         checkpoint (str): A file, or ``'auto'``: the last checkpoint in the work folder. If there
             is none, a new run starts from the config's own ``load_from``.
     """
-    found = find_latest_checkpoint(cfg.work_dir) if checkpoint == 'auto' else checkpoint
-    if found and not os.path.isfile(found):  # the work folder has been moved
-        found = os.path.join(cfg.work_dir, os.path.basename(found))
+    found: str | None = os.path.expanduser(checkpoint)
+    if checkpoint == 'auto':
+        found = find_latest_checkpoint(cfg.work_dir)
+        if found and not os.path.isfile(found):  # the work folder has been moved
+            found = os.path.join(cfg.work_dir, os.path.basename(found))
     if found is None:
         print_log(f'--resume: no checkpoint in {cfg.work_dir}, so a new run starts')
     else:
-        cfg.load_from = os.path.expanduser(found)
+        cfg.load_from = found
     cfg.resume = found is not None
 
 

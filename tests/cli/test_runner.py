@@ -2,8 +2,13 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.runner import Runner
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
-from focal_mm.cli.runner import load_config, require_files
+from focal_mm.cli.runner import _WithoutSyncBatchNorm, load_config, require_files
+from focal_mm.config import type_name
 
 pytestmark = pytest.mark.stock
 
@@ -84,3 +89,135 @@ def test_data_on_other_file_systems_is_not_looked_for():
     cfg = load_config(CONFIG, options=dict(data_root='s3://bucket/coco'))
     assert cfg.test_evaluator.ann_file.startswith('s3://bucket/coco/annotations/')
     require_files(cfg, 'train_dataloader', 'val_dataloader')
+
+
+# ---- paths -------------------------------------------------------------------------------------
+
+
+def test_home_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'mine.py').write_text(f'_base_ = {CONFIG!r}\nload_from = "~/x.pth"')
+    options = {
+        'data_root': '~/coco',
+        'work_dir': '~/runs',
+        'model.backbone.init_cfg.checkpoint': '~/y.pth',
+        'train_dataloader.dataset.names': ['~/a', '~/b'],
+    }
+    cfg = load_config('~/mine.py', options=options)
+    home = str(tmp_path)
+    assert (cfg.load_from, cfg.work_dir) == (f'{home}/x.pth', f'{home}/runs')
+    assert cfg.model.backbone.init_cfg.checkpoint == f'{home}/y.pth'
+    assert cfg.train_dataloader.dataset.names == [f'{home}/a', f'{home}/b']
+    assert cfg.val_evaluator.ann_file.startswith(f'{home}/coco/annotations')
+    with pytest.raises(FileNotFoundError, match=f'{home}/x.pth: no such checkpoint'):
+        require_files(cfg)
+    (tmp_path / 'x.pth').touch()
+    require_files(cfg)
+
+
+def test_paths_of_pathlib_are_names(tmp_path):
+    (tmp_path / 'mine.py').write_text(
+        f'from pathlib import Path\n_base_ = {CONFIG!r}\ndata_root = Path({str(tmp_path)!r})\n'
+        'train_dataloader = dict(dataset=dict(data_root=data_root))\nload_from = Path("x.pth")'
+    )
+    cfg = load_config(str(tmp_path / 'mine.py'))
+    assert (cfg.data_root, cfg.load_from) == (str(tmp_path), 'x.pth')
+    with pytest.raises(FileNotFoundError, match='annotations/instances_train2017'):
+        require_files(cfg, 'train_dataloader')
+
+
+@pytest.mark.parametrize('address', ['s3://a/b.pth', 'file:///b.pth', 'focal://b', 'https://a/b'])
+def test_addresses_are_left_to_their_loaders(address):
+    require_files(load_config(CONFIG, options=dict(load_from=address)))
+
+
+def test_folder_is_no_checkpoint(tmp_path):
+    cfg = load_config(CONFIG, options=dict(load_from=str(tmp_path)))
+    with pytest.raises(FileNotFoundError, match='is a folder; give the checkpoint file'):
+        require_files(cfg)
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [dict(ann_file='s3://bucket/train.json'), dict(backend_args=dict(backend='petrel'))],
+    ids=['address below a folder', 'backend'],
+)
+def test_data_that_another_backend_reads_is_not_looked_for(tmp_path, fields):
+    (tmp_path / 'train2017').mkdir()
+    cfg = load_config(CONFIG, options=dict(data_root=str(tmp_path)))
+    cfg.train_dataloader.dataset.update(fields)
+    require_files(cfg, 'train_dataloader')
+
+
+# ---- data loaders -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('key', ['train_dataloader', 'val_dataloader', 'test_dataloader'])
+def test_loader_without_workers_has_none_of_their_options(key):
+    given = dict(num_workers=0, persistent_workers=True, prefetch_factor=4, timeout=9)
+    given.update(multiprocessing_context='fork', pin_memory=True)
+    loader = load_config(CONFIG, options={f'{key}.{k}': v for k, v in given.items()})[key]
+    left = {name: loader.get(name) for name in given if name in loader}
+    assert left == dict(num_workers=0, pin_memory=True)
+    DataLoader([1], **left)
+
+
+def test_loader_with_workers_keeps_their_options():
+    loader = load_config(CONFIG, options={'train_dataloader.prefetch_factor': 4}).train_dataloader
+    assert loader.persistent_workers and loader.prefetch_factor == 4
+
+
+# ---- processes without a GPU --------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    monkeypatch.setattr('focal_mm.cli.runner.get_device', lambda: 'cpu')
+
+
+@pytest.mark.parametrize(
+    'options, expected',
+    [
+        ({}, dict(find_unused_parameters=False, broadcast_buffers=False)),
+        (
+            dict(find_unused_parameters=True),
+            dict(find_unused_parameters=True, broadcast_buffers=False),
+        ),
+        (
+            dict(model_wrapper_cfg=dict(detect_anomalous_params=True)),
+            dict(detect_anomalous_params=True),
+        ),
+    ],
+)
+def test_settings_of_distributed_training_are_kept(without_gpu, options, expected):
+    cfg = load_config(CONFIG, launcher='pytorch', options=options)
+    assert cfg.model_wrapper_cfg == dict(expected, device_ids=None)
+
+
+def test_models_that_synchronize_batch_norm_train_without_a_gpu(without_gpu, monkeypatch, capsys):
+    wrapped = []
+    monkeypatch.setattr(Runner, 'wrap_model', lambda self, cfg, model: wrapped.append(model))
+    runner = object.__new__(_WithoutSyncBatchNorm)
+    runner.wrap_model({}, nn.Sequential(nn.SyncBatchNorm(2), nn.ReLU()))
+    assert isinstance(wrapped[0][0], _BatchNorm)
+    assert not isinstance(wrapped[0][0], nn.SyncBatchNorm)
+    assert 'BatchNorm instead of SyncBatchNorm' in capsys.readouterr().out
+    assert load_config(CONFIG, launcher='mpi', options=dict(sync_bn='torch')).sync_bn is None
+
+
+# ---- classes for types --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('amp', ['AmpOptimWrapper', 'mmengine.optim.AmpOptimWrapper', 'class'])
+def test_mixed_precision_is_known_in_every_spelling(tmp_path, without_gpu, amp):
+    name = 'AmpOptimWrapper' if amp == 'class' else repr(amp)
+    (tmp_path / 'mine.py').write_text(
+        'from torch.optim import SGD\nfrom mmengine.optim import AmpOptimWrapper\n'
+        f'optim_wrapper = dict(type={name}, dtype="float16", loss_scale="dynamic",\n'
+        '    optimizer=dict(type=SGD, lr=0.1))\n'
+    )
+    cfg = load_config(str(tmp_path / 'mine.py'))
+    assert type_name(cfg.optim_wrapper) == 'OptimWrapper'
+    assert not {'dtype', 'loss_scale'} & cfg.optim_wrapper.keys()
+    assert type_name(cfg.optim_wrapper.optimizer) == 'SGD'
+    assert 'SGD' in cfg.pretty_text

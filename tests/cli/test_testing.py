@@ -2,6 +2,7 @@ import pytest
 
 from focal_mm.cli.runner import load_config
 from focal_mm.cli.testing import dump_predictions, use_tta
+from focal_mm.config import type_name
 
 pytestmark = pytest.mark.stock
 
@@ -14,7 +15,7 @@ def test_tta_of_the_config_is_used():
     own = cfg.tta_pipeline
     use_tta(cfg)
     assert cfg.test_dataloader.dataset.pipeline == own
-    assert cfg.model.type == 'SegTTAModel' and cfg.model.module.type == 'EncoderDecoder'
+    assert cfg.model.type.endswith('SegTTAModel') and cfg.model.module.type == 'EncoderDecoder'
 
 
 def test_tta_flips_by_default():
@@ -42,4 +43,4 @@ def test_predictions_of_a_segmentor_go_into_a_folder():
 def test_predictions_are_kept_beside_the_metrics():
     cfg = load_config(CONFIG)
     dump_predictions(cfg, 'found.pkl')
-    assert [metric.type for metric in cfg.test_evaluator] == ['CocoMetric', 'DumpDetResults']
+    assert [*map(type_name, cfg.test_evaluator)] == ['CocoMetric', 'DumpDetResults']

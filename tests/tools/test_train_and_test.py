@@ -123,11 +123,18 @@ def test_a_segmentor_trains_resumes_and_is_tested(run_tool, tmp_path):
 
 
 def test_two_processes_train_and_test_together(run_tool, tiny, tmp_path):
-    few = [*tiny, 'train_dataloader.batch_size=2', 'train_cfg.max_epochs=1']
+    few = [
+        *tiny,
+        'train_dataloader.batch_size=2',
+        'train_cfg.max_epochs=1',
+        'model.neck.norm_cfg.type=SyncBN',
+        'find_unused_parameters=True',
+    ]
     log = run_tool(
         'dist_train.sh', CONFIG, '2', '--mini', '--work-dir', tmp_path, '--cfg-options', *few
     )
     assert 'Distributed launcher: pytorch' in log and 'GPU number: 2' in log
+    assert log.count('no GPU: BatchNorm instead of SyncBatchNorm') == 1
     log = run_tool(
         'dist_test.sh',
         CONFIG,
