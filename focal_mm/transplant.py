@@ -202,10 +202,13 @@ class _Transplant:
         if isinstance(host.get('decode_head'), list):
             _share_map(host.decode_head, old_maps, levels)
         untouched, every = deepcopy(host), list(range(len(old_maps)))
-        kept = sorted(self._read(host, old_maps))
+        taken, read = self._read(host, old_maps)
+        kept = sorted(taken)
         try:
             stages = self._choose(path, old, [old_maps[i] for i in kept], [levels[i] for i in kept])
             host.backbone = self._new_backbone(old, host, stages)
+            if taken != read:
+                host.backbone.out_norm = False
             self._fit_readers(host, old_maps, kept, [self.available[i] for i in stages])
         except ValueError:
             if kept == every:
@@ -321,34 +324,41 @@ class _Transplant:
             return [Map(m.channels, new.stride) for m, new in zip(maps, self.available)]
         return maps
 
-    def _read(self, host: ConfigDict, maps: list[Map]) -> set[int]:
-        """Return which maps of a backbone are read by its neck, or by its heads."""
+    def _read(self, host: ConfigDict, maps: list[Map]) -> tuple[set[int], set[int]]:
+        """Return which maps of a backbone its neck or its heads take, and which of them are read:
+        a head may choose a map by its index and then leave it aside.
+        """
         every = set(range(len(maps)))
         necks = _listed(host.get('neck'))
         if necks:
             try:
-                return _trace(necks[0], maps).read or every
+                read = _trace(necks[0], maps).read or every
             except Exception:
-                return every - set(range(necks[0].get('start_level', 0)))
+                read = every - set(range(necks[0].get('start_level', 0)))
+            return read, read
         if 'decode_head' not in host:
-            return every
-        read: set[int] = set()
+            return every, every
+        taken: set[int] = set()
+        read = set()
         previous = None
         for head in _heads(host):
+            chosen: set[int] = set()
             for node in _indexed(head):
                 several = isinstance(node.get('in_channels'), (list, tuple))
                 indices = node.get('in_index', list(every) if several else -1)
-                read |= {i % len(maps) for i in _listed(indices)}
+                chosen |= {i % len(maps) for i in _listed(indices)}
                 if node.get('c1_in_channels'):
-                    read.add(0)
+                    chosen.add(0)
             try:
                 trace = _trace(head, maps, previous)
             except Exception:
                 previous = None
-                continue
-            previous = trace.outputs
-            read |= trace.read
-        return read
+                read |= chosen
+            else:
+                previous = trace.outputs
+                read |= trace.read
+            taken |= chosen
+        return taken | read, read
 
     def _choose(self, path: str, old: ConfigDict, maps: list[Map], levels: list[Map]) -> list[int]:
         """Return the stage for each map of the old backbone: of the same stride, or in a segmentor,
@@ -425,8 +435,14 @@ class _Transplant:
                 outputs = _trace(neck, old).maps
             except Exception:
                 outputs = None
+            untouched = deepcopy(neck)
             trace = self._fit(neck, old, kept, new, check=outputs is not None)
             if trace is None:
+                if neck == untouched:
+                    raise self._refusal(
+                        f'{type_name(neck)} cannot be run here, and no setting of it is known to '
+                        f'be the channels of its maps'
+                    )
                 return  # the neck is taken to return the channels that it did
             if outputs and trace.maps:  # a pooled vector has the channels of its map
                 old, new = outputs, trace.maps
@@ -793,18 +809,17 @@ class _NumbersOnCpu(TorchFunctionMode):
 
 
 def _trace_on(device: str, node: dict, maps: list[Map] | None, previous: Any) -> _Trace:
-    side = _SIDES[device]
+    height, width = _size(node.get('img_size') if maps is None else None, _SIDES[device])
     with torch.device(device), _NumbersOnCpu():
         # torch.Tensor(n), as in mmdet's L2Norm, is on the CPU in any case.
         module = revert_sync_batchnorm(MODELS.build(deepcopy(node))).to(device)
         part = maps is not None or any(key in node for key in _NESTED)
         module.train(part)  # mmdet's ResNet returns nothing
         if maps is None:
-            inputs = [torch.rand(2, node.get('in_channels', 3), side, side)]
+            inputs = [torch.rand(2, node.get('in_channels', 3), height, width)]
         else:
-            inputs = [
-                torch.rand(2, m.channels, -(-side // m.stride), -(-side // m.stride)) for m in maps
-            ]
+            sides = [-(-width // m.stride) for m in maps]
+            inputs = [torch.rand(2, m.channels, n, n) for m, n in zip(maps, sides)]
         for tensor in inputs if maps is not None else ():
             tensor.requires_grad_()
         for name, layer in module.named_modules():
@@ -818,8 +833,15 @@ def _trace_on(device: str, node: dict, maps: list[Map] | None, previous: Any) ->
         read = set() if maps is None else _positions_read(inputs, outputs)
     flat = outputs if isinstance(outputs, (list, tuple)) else [outputs]
     are_maps = all(isinstance(m, Tensor) and m.ndim == 4 for m in flat)
-    found = [Map(m.shape[1], round(side / m.shape[3])) for m in flat] if are_maps else []
+    found = [Map(m.shape[1], round(width / m.shape[3])) for m in flat] if are_maps else []
     return _Trace(found, read, outputs, module)
+
+
+def _size(given: Any, side: int) -> tuple[int, int]:
+    """Return the height and width of the image to trace: those that a ViT was built for, if any."""
+    if given is None:
+        return side, side
+    return (given, given) if isinstance(given, int) else tuple(given)
 
 
 class _Check:

@@ -39,6 +39,7 @@ STEPS = [
     'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
     'mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py',
     'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb4-80k_isaid-896x896.py',
+    'mmseg::encnet/encnet_r50-d8_4xb4-80k_ade20k-512x512.py',
     'mmseg::fastfcn/fastfcn_r50-d32_jpu_enc_4xb4-80k_ade20k-512x512.py',
     'mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py',
     'mmseg::ocrnet/ocrnet_r101-d8_8xb2-40k_cityscapes-512x1024.py',
@@ -144,7 +145,8 @@ def test_a_step_trains_every_parameter_of_the_backbone(config):
     cfg = use_mini(cfg)
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
-    wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
+    options = {k: v for k, v in cfg.optim_wrapper.items() if k not in ('loss_scale', 'dtype')}
+    wrapper = build_optim_wrapper(model, dict(options, type='OptimWrapper'))
     # YOLOX chooses the size of a batch by the iteration.
     for key, value in dict(iter=0, max_iters=8, epoch=0, max_epochs=2).items():
         MessageHub.get_current_instance().update_info(key, value)
@@ -309,7 +311,8 @@ def test_config_with_classes_for_types(tmp_path):
         "    backbone=dict(type=ResNet, depth=50, style='caffe'),\n"
         '    neck=dict(type=FPN, in_channels=[256, 512, 1024, 2048], out_channels=256,\n'
         '        num_outs=5),\n'
-        '    rpn_head=dict(type=RPNHead, in_channels=256), train_cfg=None, test_cfg=None)\n'
+        '    rpn_head=dict(type=RPNHead, in_channels=256), train_cfg=dict(rpn=None),\n'
+        '    test_cfg=dict(rpn=None))\n'
         'optim_wrapper = dict(optimizer=dict(type=SGD, lr=0.01))\n'
     )
     cfg = focal_mm.use_backbone(str(tmp_path / 'mine.py'), NAME)
