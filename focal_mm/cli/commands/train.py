@@ -4,8 +4,10 @@ Examples:
   focal-mm train configs/mask_rcnn/focalnet_t_1x.py
   focal-mm train focal_mm::upernet/focalnet_t.py --mini
   focal-mm train my_config.py --resume --cfg-options train_dataloader.batch_size=4
+  torchrun --nproc_per_node=8 -m focal_mm train my_config.py
 """
 
+import os
 from argparse import ArgumentParser, Namespace
 
 from ..arguments import add_run_arguments, start
@@ -23,6 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         '--resume',
         nargs='?',
         const='auto',
+        type=os.path.expanduser,
         metavar='CHECKPOINT',
         help='resume from a checkpoint, by default the last one in the work folder',
     )
