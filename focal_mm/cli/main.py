@@ -17,6 +17,7 @@ from .output import without_noise
 COMMANDS = {
     'train': 'train a model',
     'test': 'test a checkpoint',
+    'predict': 'draw and save the predictions for pictures and videos',
     'weights': 'list, download, check, find and convert the published weights',
     'tables': "print the papers' tables beside what is measured here",
     'reproduce': "train and test the rows of a paper's table",

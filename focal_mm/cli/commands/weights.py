@@ -47,7 +47,7 @@ def _describe(name: str) -> dict:
 
     from ... import weights
 
-    path, there = weights.find(name)
+    file, there = weights.find(name)
     entry = weights.ZOO[name]
     state = (
         'refused'
@@ -60,7 +60,7 @@ def _describe(name: str) -> dict:
         if entry.dead
         else 'never published'
     )
-    return asdict(entry) | dict(path=path, state=state, there=there)
+    return asdict(entry) | dict(path=file, state=state)
 
 
 def verify(args: Namespace) -> None:
@@ -69,10 +69,10 @@ def verify(args: Namespace) -> None:
     from ..output import print_json
 
     states = {}
-    for path, state in weights.verify():
-        states[str(path)] = state
+    for file, state in weights.verify():
+        states[str(file)] = state
         if not args.json:
-            print(f'{state:12}{path}', flush=True)
+            print(f'{state:12}{file}', flush=True)
     changed = list(states.values()).count('changed')
     if args.json:
         print_json(states)
@@ -95,12 +95,12 @@ def where(args: Namespace) -> None:
     from ..output import print_json
 
     name = args.weights.removeprefix('focal://')
-    path, there = weights.find(name)
+    file, there = weights.find(name)
     if args.json:
         print_json(_describe(name))
         return
     entry = weights.ZOO[name]
-    print(path if there else f'{path} (not there)')
+    print(file if there else f'{file} (not there)')
     for address in entry.addresses or ['never published']:
         sha256 = entry.sha256.get(address)
         print(f'  {address}' + (f' (sha256 {sha256})' if sha256 else ''))
