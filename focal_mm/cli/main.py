@@ -18,6 +18,7 @@ COMMANDS = {
     'train': 'train a model',
     'test': 'test a checkpoint',
     'predict': 'draw and save the predictions for pictures and videos',
+    'export': 'write a model as an ONNX file and check it',
     'weights': 'list, download, check, find and convert the published weights',
     'tables': "print the papers' tables beside what is measured here",
     'reproduce': "train and test the rows of a paper's table",

@@ -128,6 +128,7 @@ def read_frames(source: Source, faults: dict[str, str]) -> Iterator[Frame]:
 
 
 def count_frames(source: Source) -> int:
+    """Return how many frames a source says it has; 1 for a picture."""
     return max(1, mmcv.VideoReader(str(source.path)).frame_cnt) if source.is_video else 1
 
 

@@ -64,7 +64,7 @@ class Predictor:
         self.dataset = _use_one_dataset(cfg)
         metainfo = DATASETS.build(dict(self.dataset, lazy_init=True)).metainfo
         self.inferencer = self._build(cfg, device)
-        self.model: nn.Module = self.inferencer.model
+        self.model: Any = self.inferencer.model
         metainfo = metainfo | load_weights(self.model, checkpoint)
         self.classes, self.palette = _names_and_colors(self.model, metainfo)
         self.first_label = int(metainfo.get('reduce_zero_label') or False)
@@ -474,7 +474,7 @@ def predict(
             Default: 1.
     """
     summary = Summary(str(out))
-    results = RESULTS[predictor.library](predictor, out, score)
+    results: Any = RESULTS[predictor.library](predictor, out, score)
     videos = DrawnVideos(out / 'drawn')
     total = sum(map(count_frames, sources))
     shown = {round(i * (total - 1) / max(1, TILES - 1)) for i in range(TILES)}

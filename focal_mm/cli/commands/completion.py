@@ -29,7 +29,7 @@ def run(args: Namespace) -> None:
     for action in _actions(parser):
         if action.type in (path, os.path.expanduser):
             is_folder = action.dest.endswith(('dir', 'dirs', 'folder'))
-            action.complete = shtab.DIRECTORY if is_folder else shtab.FILE  # type: ignore[attr-defined]
+            action.complete = shtab.DIRECTORY if is_folder else shtab.FILE
         if action.dest in ('weights', 'checkpoint'):
             action.choices = list(ZOO)
     print(shtab.complete(parser, args.shell))

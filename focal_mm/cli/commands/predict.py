@@ -95,7 +95,7 @@ def run(args: Namespace) -> None:
     else:
         objects = '' if summary.objects is None else f', {summary.objects} objects'
         print(
-            f'{summary.pictures} pictures{objects} in {summary.seconds:.1f} s '
+            f'{summary.pictures} picture{"s" * (summary.pictures != 1)}{objects} in {summary.seconds:.1f} s '
             f'({summary.throughput:.2f} a second; {summary.model_seconds:.1f} s of it the model)'
         )
         for name in summary.files:
