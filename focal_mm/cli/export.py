@@ -36,9 +36,9 @@ def export(cfg: Config, checkpoint: str, out: Path, image: Path | None = None) -
     """
     for name in ('torch.onnx', 'onnxscript', 'onnx_ir'):
         logging.getLogger(name).setLevel(logging.ERROR)
-    pixels = _read(image)
+    pixels = read_image(image)
     predictor = Predictor(cfg, checkpoint, 'cpu')
-    picture = _prepare(predictor, pixels)
+    picture = prepare(predictor, pixels)
     small = picture[..., : max(64, picture.shape[2] // 2), : max(96, picture.shape[3] // 2)]
     checks: list[dict[str, Any]] = []
     maps: dict[str, Tensor] = {}
@@ -67,7 +67,12 @@ def export(cfg: Config, checkpoint: str, out: Path, image: Path | None = None) -
     return checks
 
 
-def _read(image: Path | None) -> np.ndarray:
+def read_image(image: Path | None) -> np.ndarray:
+    """Return a picture, by default a drawn one, with the channels blue, green and red.
+
+    Raises:
+        ValueError: If the file is no picture.
+    """
     if image is None:
         return np.ascontiguousarray(draw_scene(0, 'val', 0).image[..., ::-1])
     try:
@@ -76,7 +81,7 @@ def _read(image: Path | None) -> np.ndarray:
         raise ValueError(f'{image}: {error}') from error
 
 
-def _prepare(predictor: Predictor, pixels: np.ndarray) -> Tensor:
+def prepare(predictor: Predictor, pixels: np.ndarray) -> Tensor:
     """Return a picture after the test pipeline, in the model's order of channels: (1, C, H, W)."""
     (batch,) = predictor.inferencer.preprocess([pixels], batch_size=1)
     data = batch[1] if predictor.library == 'mmdet' else batch
