@@ -139,7 +139,6 @@ def test_module_of_another_package_is_not_the_command(tmp_path):
         (['test', 'focal_mm::imagenet/focalnet_t.py', 'focalnet_tiny_in1k'], 'did you mean'),
         (['train', 'focal_mm::imagenet/focalnet_t.py', '--launcher', 'pytorch'], 'torchrun'),
         (['run', 'nowhere.py'], 'nowhere.py: no such script'),
-        (['data', 'coco-1pct', '/dev/null/x'], '/dev/null/x'),
         (['predict', 'x.py', 'x.pth', 'nowhere/'], 'nowhere'),
     ],
 )
