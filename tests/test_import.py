@@ -41,7 +41,7 @@ def run(*args: str | Path, **environ: str) -> subprocess.CompletedProcess:
 
 
 # What an import may load beside focal_mm: what it needs itself.
-LOADED = sys.stdlib_module_names | {'focal_mm', 'mmengine', 'numpy', 'safetensors', 'torch', 'tqdm'}
+LOADED = sys.stdlib_module_names | {'focal_mm', 'mmengine', 'numpy', 'safetensors', 'torch'}
 
 
 def attributes(module: ModuleType) -> dict[str, int]:

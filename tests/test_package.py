@@ -102,10 +102,11 @@ def test_wheel_requires_no_openmmlab_package(installed):
         'numpy',
         'pillow',
         'pyyaml',
+        'rich',
         'safetensors',
+        'shtab',
         'torch',
         'torchvision',
-        'tqdm',
     }
 
 

@@ -501,7 +501,7 @@ def machine(device: str) -> dict[str, Any]:
     )
 
 
-def save(reports: Sequence[Report], path: str) -> None:
+def save(reports: Sequence[Report], path: str | Path) -> None:
     """Write reports to a JSON file."""
     rows = [
         dict(
@@ -518,7 +518,7 @@ def save(reports: Sequence[Report], path: str) -> None:
     Path(path).write_text(json.dumps(dict(machine=machine(device), reports=rows), indent=1))
 
 
-def plot(reports: Sequence[Report], path: str) -> None:
+def plot(reports: Sequence[Report], path: str | Path) -> None:
     """Draw milliseconds per megapixel against image size, a flat line where cost is linear."""
     from matplotlib.figure import Figure
 

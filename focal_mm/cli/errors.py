@@ -1,5 +1,6 @@
 """Errors of the user, reported in one line."""
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -11,10 +12,11 @@ PACKAGE = Path(__file__).parents[1]
 
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
-    """Print an error that focal_mm raises in one line and exit with status 2.
+    """Print an error of the user in one line and exit with status 2.
 
-    The message of each such error says in one line what is wrong and what to do. A registry of
-    OpenMMLab may have wrapped the error. Any other error keeps its traceback.
+    These are the errors that focal_mm raises, whose message says in one line what is wrong and what
+    to do, and those of the system about a file: missing, without rights, on a full disk. A registry
+    of OpenMMLab may have wrapped the error. Any other error keeps its traceback.
 
     Args:
         command (str): What the line begins with.
@@ -22,13 +24,27 @@ def one_line_errors(command: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not _is_raised_by_us(cause):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        messages = [_message(cause) for cause in _causes(error)]
+        message = next(filter(None, messages), None)
+        if message is None or isinstance(error, BrokenPipeError):
             raise
-        print(f'{command}: error: {cause.args[-1]}', file=sys.stderr)
+        print(f'{command}: error: {message}', file=sys.stderr)
         sys.exit(2)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _message(error: BaseException) -> str | None:
+    if _is_raised_by_us(error):
+        return str(error.args[-1])
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f'{os.fspath(error.filename)}: {error.strerror}'
+    return None
 
 
 def _is_raised_by_us(error: BaseException) -> bool:

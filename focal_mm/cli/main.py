@@ -1,14 +1,17 @@
 """The command ``focal-mm``; the scripts of tools/ are one of its commands each."""
 
 import difflib
+import os
 import sys
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Iterable
 from importlib import import_module
 
 import focal_mm
 
 from .arguments import ArgumentParser
 from .errors import one_line_errors
+from .output import without_noise
 
 # For each module of focal_mm.cli.commands, its line in the list that --help prints.
 COMMANDS = {
@@ -17,6 +20,8 @@ COMMANDS = {
     'train': 'train a model',
     'test': 'test a checkpoint',
     'migrate': 'turn a config of mmdet 2 or mmseg 0 into one of mmdet 3 or mmseg 1',
+    'predict': 'draw and save the predictions for pictures and videos',
+    'export': 'write a model as an ONNX file and check it',
     'weights': 'list, download, check, find and convert the published weights',
     'tables': "print the papers' tables beside what is measured here",
     'reproduce': "train and test the rows of a paper's table",
@@ -24,9 +29,12 @@ COMMANDS = {
     'data': 'make parts of COCO and ADE20K for quick comparisons',
     'demo': 'train, evaluate and draw a detector on drawn pictures',
     'run': 'run a script of others after import focal_mm',
+    'completion': 'print the script that completes commands in a shell',
 }
 # The commands that run where torch or OpenMMLab may be missing.
 WITHOUT_STACK = {'doctor'}
+# The exit statuses that shells give to a process that Ctrl-C or a closed pipe has ended.
+INTERRUPTED, PIPE_CLOSED = 130, 141
 
 
 def main(*words: str) -> None:
@@ -36,7 +44,21 @@ def main(*words: str) -> None:
         *words (str): What the command line begins with, for a script that is one command. Default:
             nothing.
     """
-    words = (*words, *sys.argv[1:])
+    try:
+        try:
+            _run((*words, *sys.argv[1:]))
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe is an error that can be caught
+    except KeyboardInterrupt:
+        print('\nfocal-mm: interrupted', file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Python flushes stdout once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE_CLOSED)
+
+
+def _run(words: tuple[str, ...]) -> None:
     name = next(iter(words), '')
     parser = build_parser({name})
     if name and name not in COMMANDS and not name.startswith('-'):
@@ -44,16 +66,19 @@ def main(*words: str) -> None:
         parser.error(f'{name}: no such command' + ''.join(f'; did you mean {n}?' for n in near))
     args = parser.parse_args(words)
     with one_line_errors(f'{parser.prog} {name}'):
-        if name not in WITHOUT_STACK:
-            focal_mm.set_up()
-        args.run(args)
+        if name in WITHOUT_STACK:
+            args.run(args)
+            return
+        focal_mm.set_up()
+        with without_noise():
+            args.run(args)
 
 
-def build_parser(names: set[str]) -> ArgumentParser:
+def build_parser(names: Iterable[str]) -> ArgumentParser:
     """Build the parser of ``focal-mm``.
 
     Args:
-        names (set[str]): The commands that get their arguments; the others are only listed.
+        names (iterable of str): The commands that get their arguments; the others are only listed.
     """
     parser = ArgumentParser(
         prog='focal-mm',

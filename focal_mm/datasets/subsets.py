@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
@@ -23,8 +24,9 @@ from typing import Any
 from urllib.request import urlopen
 from zipfile import BadZipFile, ZipFile
 
+import rich.progress
 from mmengine.config import Config, ConfigDict
-from tqdm import tqdm
+from rich.console import Console
 
 from ..cache import whole_file
 from ..config import datasets_of, dicts, type_name
@@ -240,7 +242,14 @@ def _extract(address: str, root: Path, prefix: str, wanted: list[str]) -> None:
         with urlopen(address, timeout=20) as response:
             root.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=root) as file:
-                shutil.copyfileobj(response, file)
+                with rich.progress.wrap_file(
+                    response,
+                    int(response.headers.get('Content-Length') or 0),
+                    description=Path(address).name,
+                    console=Console(stderr=True),
+                    disable=not sys.stderr.isatty(),
+                ) as source:
+                    shutil.copyfileobj(source, file)
                 with ZipFile(file) as archive:
                     for member in archive.namelist():
                         name = member.removeprefix(prefix)
@@ -271,8 +280,12 @@ def _download_images(images: list[dict], folder: Path) -> None:
 
     try:
         with ThreadPoolExecutor(16) as pool:
-            for _ in tqdm(
-                pool.map(download, missing), folder.name, len(missing), disable=not missing or None
+            for _ in rich.progress.track(
+                pool.map(download, missing),
+                folder.name,
+                len(missing),
+                console=Console(stderr=True),
+                disable=not missing or not sys.stderr.isatty(),
             ):
                 pass
     except (OSError, HTTPException, KeyError) as error:

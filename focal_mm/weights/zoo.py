@@ -8,6 +8,7 @@ order, in the folder ``$FOCAL_MM_WEIGHTS`` (if that is set, nothing is downloade
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from functools import partial
@@ -16,11 +17,12 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
+import rich.progress
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
-from tqdm import tqdm
+from rich.console import Console
 
 from ..cache import cache_dir, whole_file
 from ..registry import MODELS
@@ -183,11 +185,22 @@ def _record(path: Path) -> Path:
     return path.with_name(f'{path.name}.sha256')
 
 
+def _shows_progress() -> bool:
+    return get_rank() == 0 and sys.stderr.isatty()
+
+
 def _state(path: Path) -> str:
     if not _record(path).is_file():
         return 'unrecorded'
     sha256 = hashlib.sha256()
-    with path.open('rb') as file:
+    with rich.progress.open(
+        path,
+        'rb',
+        description=f'checking {path.name}',
+        console=Console(stderr=True),
+        transient=True,
+        disable=not _shows_progress(),
+    ) as file:
         while chunk := file.read(1 << 20):
             sha256.update(chunk)
     recorded = _record(path).read_text().split()[:1]
@@ -227,17 +240,16 @@ def _download(
         try:
             with part.open('wb') as file, urlopen(request, timeout=20) as response:
                 total = int(response.headers.get('Content-Length') or 0)
-                with tqdm(
-                    total=total or None,
-                    unit='B',
-                    unit_scale=True,
-                    desc=path.name,
-                    disable=not os.isatty(0),  # as mmengine's loader
-                ) as bar:
-                    while chunk := response.read(1 << 20):
+                with rich.progress.wrap_file(
+                    response,
+                    total,
+                    description=path.name,
+                    console=Console(stderr=True),
+                    disable=not _shows_progress(),
+                ) as source:
+                    while chunk := source.read(1 << 20):
                         file.write(chunk)
                         sha256.update(chunk)
-                        bar.update(len(chunk))
         except HTTPException as error:
             raise OSError(f'{type(error).__name__}: {error}') from error
         size = part.stat().st_size

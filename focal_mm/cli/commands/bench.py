@@ -7,6 +7,8 @@ Examples:
 
 from argparse import ArgumentParser, Namespace
 
+from ..arguments import device_of, path
+
 
 def size(text: str) -> tuple[int, int]:
     """Return height and width, in pixels, from ``'HxW'`` or one side of a square."""
@@ -58,8 +60,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         action='store_true',
         help='also measure the time that matrix products and depth-wise convolutions take alone',
     )
-    parser.add_argument('--json', help='write all figures to this file')
-    parser.add_argument('--plot', help='draw cost against image size to this file')
+    parser.add_argument('--json', type=path, metavar='FILE', help='write all figures to this file')
+    parser.add_argument(
+        '--plot', type=path, metavar='FILE', help='draw cost against image size to this file'
+    )
     parser.set_defaults(run=run)
 
 
@@ -71,8 +75,9 @@ def run(args: Namespace) -> None:
     from torch import nn
 
     from .. import benchmark
+    from ..output import track
 
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device = device_of(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     nets = {name: benchmark.build(name) for name in (args.network, *args.peer)}
@@ -83,15 +88,18 @@ def run(args: Namespace) -> None:
             if not isinstance(net, benchmark.PaddleNet)
         }
     reports = []
-    for dtype in args.dtype:
-        for size in args.size:
-            setting = benchmark.Setting(size, args.batch, args.train, dtype, device)
-            steps = {name: benchmark.make_step(net, setting) for name, net in nets.items()}
-            report = benchmark.Report(setting, benchmark.compare(steps, args.rounds, device))
-            if args.floor:
-                report.floor = benchmark.floor(nets[args.network], setting)
-            print(report.table(), flush=True)
-            reports.append(report)
+    settings = [
+        benchmark.Setting(size, args.batch, args.train, dtype, device)
+        for dtype in args.dtype
+        for size in args.size
+    ]
+    for setting in track(settings, 'measuring'):
+        steps = {name: benchmark.make_step(net, setting) for name, net in nets.items()}
+        report = benchmark.Report(setting, benchmark.compare(steps, args.rounds, device))
+        if args.floor:
+            report.floor = benchmark.floor(nets[args.network], setting)
+        print(report.table(), flush=True)
+        reports.append(report)
     if args.json:
         benchmark.save(reports, args.json)
     if args.plot:

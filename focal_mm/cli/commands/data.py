@@ -6,9 +6,8 @@ Examples:
 """
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
-from ..arguments import PARTS
+from ..arguments import PARTS, path
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -18,7 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         'folder',
-        type=Path,
+        type=path,
         help='the data_root of the configs: data/coco, with annotations/, train2017/ and val2017/, '
         'or data/ade/ADEChallengeData2016; what is missing there is downloaded',
     )

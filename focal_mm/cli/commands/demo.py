@@ -3,18 +3,21 @@
 It takes a few minutes on two CPU cores.
 
 Examples:
-  focal-mm demo --work-dir /tmp/demo
+  focal-mm demo
+  focal-mm demo --work-dir ~/demo
 """
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+
+from ..arguments import path
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the folder."""
     parser.add_argument(
         '--work-dir',
-        type=Path,
+        type=path,
         default=Path('work_dirs/demo'),
         help='folder for the results; default: %(default)s',
     )

@@ -10,7 +10,7 @@ Examples:
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ..arguments import PARTS
+from ..arguments import PARTS, path
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         '--work-dirs',
-        type=Path,
+        type=path,
         default=Path('work_dirs'),
         help='folder of the runs; default: %(default)s',
     )
@@ -58,6 +58,7 @@ def run(args: Namespace) -> None:
     from mmengine.config import Config
 
     from .. import reproduce, tables
+    from ..output import track
 
     gpus = args.gpus or max(1, torch.cuda.device_count())
     options = ['--mini'] if args.mini else []
@@ -89,6 +90,8 @@ def run(args: Namespace) -> None:
     for steps in plans.values():
         reproduce.run_steps(steps)
     printed = [reproduce.mark_part(row, args.data) if args.data else row for row in rows]
-    costs = {row: tables.count_cost(Config.fromfile(row.path)) for row in printed}
+    costs = {
+        row: tables.count_cost(Config.fromfile(row.path)) for row in track(printed, 'counting')
+    }
     metrics = {row: tables.measured_metrics(row, args.work_dirs) for row in printed}
     print(tables.render(costs, metrics), end='')

@@ -9,6 +9,7 @@ Examples:
 """
 
 import argparse
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the script and its arguments."""
-    parser.add_argument('script', help='a Python file')
+    parser.add_argument('script', type=os.path.expanduser, help='a Python file')
     parser.add_argument(
         'arguments', nargs=argparse.REMAINDER, help='what comes after it is its own'
     )

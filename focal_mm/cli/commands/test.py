@@ -2,26 +2,29 @@
 
 Examples:
   focal-mm test configs/mask_rcnn/focalnet_t_1x.py epoch_12.pth
+  focal-mm test configs/imagenet/focalnet_t.py focalnet_tiny_lrf_in1k
   focal-mm test my_config.py best.pth --tta --show-dir drawn
 """
 
 import os
 from argparse import ArgumentParser, Namespace
 
-from ..arguments import add_run_arguments, start
+from ..arguments import add_checkpoint_argument, add_run_arguments, checkpoint_of, start
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of OpenMMLab's tools/test.py, and ours."""
     add_run_arguments(parser)
-    parser.add_argument('checkpoint', help='a file, or an address')
+    add_checkpoint_argument(parser)
     parser.add_argument(
         '--out',
+        type=os.path.expanduser,
         help='save the predictions: a folder of label images for mmseg, a .pkl file for the others',
     )
     parser.add_argument('--show', action='store_true', help='show the predictions in windows')
     parser.add_argument(
         '--show-dir',
+        type=os.path.expanduser,
         help='draw the predictions into files; mmdet puts a relative folder into the work folder',
     )
     parser.add_argument(
@@ -41,6 +44,7 @@ def run(args: Namespace) -> None:
     from .. import runner, testing
 
     start(args)
+    checkpoint = checkpoint_of(args)
     cfg = runner.load_config(
         args.config,
         args.work_dir,
@@ -51,7 +55,7 @@ def run(args: Namespace) -> None:
         backbone=args.backbone,
         dump=args.dump,
     )
-    cfg.load_from = os.path.expanduser(args.checkpoint)
+    cfg.load_from = checkpoint
     runner.require_files(cfg, 'test_dataloader')
     if args.show or args.show_dir:
         testing.draw_predictions(cfg, args.show, args.show_dir, args.wait_time)

@@ -5,8 +5,10 @@ Examples:
   focal-mm train focal_mm::upernet/focalnet_t.py --mini
   focal-mm train mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py --backbone focalnet_tiny_lrf_in1k
   focal-mm train my_config.py --resume --cfg-options train_dataloader.batch_size=4
+  torchrun --nproc_per_node=8 -m focal_mm train my_config.py
 """
 
+import os
 from argparse import ArgumentParser, Namespace
 
 from ..arguments import add_run_arguments, start
@@ -24,6 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         '--resume',
         nargs='?',
         const='auto',
+        type=os.path.expanduser,
         metavar='CHECKPOINT',
         help='resume from a checkpoint, by default the last one in the work folder',
     )
