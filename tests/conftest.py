@@ -17,6 +17,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
+from PIL import Image
 from torch import Tensor
 
 os.environ['MPLBACKEND'] = 'Agg'
@@ -120,3 +121,56 @@ def golden():
         )
 
     return load
+
+
+@pytest.fixture
+def write_coco(tmp_path):
+    """Writes pictures and a COCO file; returns its path, and its content to be changed."""
+
+    def write(split='train', classes=('dog', 'кот'), count=4, ids=(7, 30)):
+        folder = tmp_path / 'my pictures'
+        content = dict(
+            images=[],
+            annotations=[],
+            categories=[dict(id=ids[i], name=name) for i, name in enumerate(classes)],
+        )
+        for i in range(1, count + 1):
+            name = f'{split} set/{i % 2}/фото {i}.jpg'
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(i + len(split)).integers(0, 255, (40, 60, 3), np.uint8)
+            Image.fromarray(noise).save(path)
+            content['images'].append(dict(id=i, file_name=name, width=60, height=40))
+            content['annotations'].append(
+                dict(
+                    id=i,
+                    image_id=i,
+                    category_id=ids[i % len(classes)],
+                    bbox=[5, 5, 20, 10],
+                    area=200,
+                    iscrowd=0,
+                    segmentation=[[5, 5, 25, 5, 25, 15, 5, 15]],
+                )
+            )
+        file = tmp_path / f'{split}.json'
+        file.write_text(json.dumps(content))
+        return file, folder, content
+
+    return write
+
+
+@pytest.fixture
+def write_maps(tmp_path):
+    """Writes pictures and label maps with some values; returns both folders."""
+
+    def write(split='train', values=(0, 1, 2, 255), count=3, end='.png'):
+        images, maps = tmp_path / 'images' / split, tmp_path / 'labels' / split
+        for i in range(count):
+            for folder in (images / 'a b', maps / 'a b'):
+                folder.mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', (32, 24), (i, 0, 0)).save(images / 'a b' / f'{split} {i}.jpg')
+            labels = np.resize(np.array(values, np.uint8), (24, 32))
+            Image.fromarray(labels).save(maps / 'a b' / f'{split} {i}{end}')
+        return images, maps
+
+    return write

@@ -81,7 +81,7 @@ def read_base(name: str, folder: Path) -> tuple[str, Config]:
         path.write_text(_header(absolute), encoding='utf-8')
         try:
             return base, Config.fromfile(str(path))
-        except (FileNotFoundError, ModuleNotFoundError, KeyError) as error:
+        except (FileNotFoundError, ModuleNotFoundError, KeyError, AssertionError) as error:
             raise FileNotFoundError(f'--base {name}: {error.args[-1]}') from error
         except (ValueError, SyntaxError, AttributeError) as error:
             raise ValueError(f'--base {name}: {error}') from error
@@ -219,14 +219,12 @@ def _dataset(
 def _evaluate_boxes(cfg: Config, val: Boxes) -> None:
     masks = any(node.get('with_mask') for node in dicts(cfg.get('train_dataloader')))
     for key in ('val_evaluator', 'test_evaluator'):
-        metric = next((n for n in dicts(cfg[key]) if type_name(n) == 'CocoMetric'), None)
-        if metric is None or cfg[key] is not metric:
-            cfg[key] = metric = ConfigDict(
-                type='CocoMetric', metric=['bbox', 'segm'] if masks else 'bbox'
-            )
-        metric.ann_file = str(val.file)
-        if metric.get('format_only'):  # as for COCO's test set, without annotations
-            metric.format_only = False
+        if type_name(cfg[key] if isinstance(cfg[key], dict) else ConfigDict()) != 'CocoMetric':
+            metric = ['bbox', 'segm'] if masks else 'bbox'
+            cfg[key] = dict(type='CocoMetric', metric=metric)
+        cfg[key].ann_file = str(val.file)
+        if cfg[key].get('format_only'):  # as for COCO's test set, without annotations
+            cfg[key].format_only = False
 
 
 def _plan(
@@ -344,7 +342,7 @@ def published_weights(base: str) -> str | None:
         from mmengine.config.utils import _get_cfg_metainfo
 
         try:
-            models = _get_cfg_metainfo(get_installed_path(package), path.removesuffix('.py'))
+            models = _get_cfg_metainfo(get_installed_path(package), path)
         except (ValueError, OSError, KeyError):  # no list of models, or none of this config
             return None
         return models.get('Weights')
@@ -428,6 +426,8 @@ def print_summary(
         table.add_row(split, str(len(one)), *(f'{w}x{h}' for w, h in middle), empty)
     console.print(table)
     unit = 'boxes' if isinstance(sets['train'], Boxes) else 'label maps with it'
+    if not isinstance(sets['train'], Boxes):
+        unit += ', without label 0' * zero_is_ignored
     table = Table(title=unit, title_justify='left')
     table.add_column('class')
     for split in sets:

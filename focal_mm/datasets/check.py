@@ -4,6 +4,7 @@ A run stops at none of these, or stops hours later: mmdet drops boxes that it ca
 annotations of unknown categories, and a picture is opened when its turn comes.
 """
 
+import filecmp
 import json
 import math
 import os
@@ -318,7 +319,7 @@ def _faults_of(annotation: dict, image: dict | None, masks: bool) -> Iterator[tu
             yield 'error', 'bbox outside the picture'
         elif x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
             yield 'warning', 'bbox that reaches over the edge of the picture'
-    area = annotation.get('area')
+    area: Any = annotation.get('area')
     if not _is_number(area):
         yield 'error', 'annotation without an area'
     elif area <= 0:
@@ -501,8 +502,8 @@ def check_folders(folder: Path, report: Report, thorough: bool = False) -> dict[
 def check_overlap(train: dict[str, Path], val: dict[str, Path], report: Report) -> None:
     """Look for pictures that are in training and validation.
 
-    The same file is an error. Files of the same name in different folders are a warning if they
-    have the same number of bytes, because many sets number their pictures from 1.
+    They are the same file, or files of the same name and content; many sets number their pictures
+    from 1, so that the name alone says nothing.
 
     Args:
         train (dict[str, Path]): Pictures of training, by name.
@@ -514,12 +515,9 @@ def check_overlap(train: dict[str, Path], val: dict[str, Path], report: Report) 
     for path in train.values():
         names[path.name].append(path)
     for name, path in val.items():
-        if os.path.realpath(path) in files:
-            report.error(path.parent, 'picture of training that is also in validation', name)
-        elif any(path.is_file() and _bytes(path) == _bytes(other) for other in names[path.name]):
-            report.warning(
-                path.parent, 'picture with the name and the size of one of training', name
-            )
+        copies = (other for other in names[path.name] if other.is_file() and path.is_file())
+        if os.path.realpath(path) in files or any(filecmp.cmp(path, one, False) for one in copies):
+            report.warning('train and val', 'picture of training that is also in validation', name)
 
 
 def _bytes(path: Path) -> int | None:

@@ -9,6 +9,7 @@ import json
 import mmap
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +129,12 @@ def read_categories(path: Path) -> list[dict]:
         size = path.stat().st_size
         text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b''
         for match in _CATEGORIES.finditer(text):
-            length = 1 << 16
-            while found is None and length < 16 * size:
+            length = 0
+            while found is None and length < size:
+                length = 16 * length or 1 << 16
                 part = text[match.end() : match.end() + length].decode(errors='ignore')
-                try:
+                with suppress(ValueError):  # the list goes on after this part
                     found, _ = json.JSONDecoder().raw_decode(part)
-                except ValueError:
-                    length *= 16
     if not isinstance(found, list) or not all(
         isinstance(one, dict) and 'id' in one and isinstance(one.get('name'), str) for one in found
     ):

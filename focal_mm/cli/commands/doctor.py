@@ -69,16 +69,19 @@ def _examine_machine(args: Namespace) -> int:
 def _examine_data(args: Namespace) -> int:
     import json
     import os
+    import sys
+    from contextlib import redirect_stdout
     from dataclasses import asdict
 
     import focal_mm
 
-    focal_mm.set_up()
-    from ...datasets import check_config
-    from ..runner import load_config
+    with redirect_stdout(sys.stderr):  # messages of the libraries
+        focal_mm.set_up()
+        from ...datasets import check_config
+        from ..runner import load_config
 
-    cfg = load_config(os.path.expanduser(args.data), options=args.cfg_options)
-    report = check_config(cfg, args.thorough)
+        cfg = load_config(os.path.expanduser(args.data), options=args.cfg_options)
+        report = check_config(cfg, args.thorough)
     if args.json:
         found = dict(findings=[asdict(one) for one in report.findings], looked_at=report.looked_at)
         print(json.dumps(found, indent=2, ensure_ascii=False))

@@ -120,6 +120,10 @@ def run(args: Namespace) -> None:
         console.print(
             str(finding), style='red' if finding.level == 'error' else 'yellow', markup=False
         )
+    if library(base) == 'mmseg' and names is None:
+        print(
+            'label 0 is a class; if it means not labelled, give --classes with names from label 1'
+        )
     print(
         f'{path}: {plan.iterations} iterations of {plan.batch} pictures '
         f'({plan.epochs:.0f} epochs), learning rate {plan.lr}'
