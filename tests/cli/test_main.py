@@ -169,16 +169,12 @@ def test_folder_that_cannot_be_made_is_one_line(call, tiny_models, tmp_path):
 
 def test_home_folder_is_found_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
-    args = build_parser(['train', 'predict']).parse_args(
-        ['train', '~/x.py', '--work-dir=~/w', '--resume=~/x.pth', '--trust=~/t', '--cfg-options']
-        + ['data_root=~/data', 'model.x=1']
-    )
+    words = 'train ~/x.py --work-dir=~/w --resume=~/r --trust=~/t --cfg-options data_root=~/d n=1'
+    args = build_parser(['train']).parse_args(words.split())
     home = str(tmp_path)
-    assert [args.config, args.work_dir, args.resume] == [
-        f'{home}/{n}' for n in ('x.py', 'w', 'x.pth')
-    ]
+    assert (args.config, args.work_dir, args.resume) == (f'{home}/x.py', f'{home}/w', f'{home}/r')
     assert args.trust == [f'{home}/t']
-    assert args.cfg_options == {'data_root': f'{home}/data', 'model.x': 1}
+    assert args.cfg_options == {'data_root': f'{home}/d', 'n': 1}
 
 
 def test_interruption_is_one_line(call, monkeypatch):
