@@ -142,8 +142,10 @@ class Writer:
         """Return what a config must say for ``new`` where its base says ``old``."""
         if old is not _MISSING and self._same(new, old, path, names):
             return _SAME
-        if not isinstance(new, dict) or not isinstance(old, dict):
+        if not isinstance(new, dict) or old is _MISSING:
             return new
+        if not isinstance(old, dict):
+            return dict(_delete_=True, **new)
         names = registries_of(path, names)
         given, known = self._drop_defaults(new, names), self._defaults(new, names)
         missing = {*self._drop_defaults(old, names)} - {*new}
