@@ -64,7 +64,7 @@ class Types:
     """
 
     def __init__(self, library: str) -> None:
-        import_module(f'{library}.utils').register_all_modules(init_default_scope=True)
+        import_module(f'{library}.utils').register_all_modules(init_default_scope=False)
         self.registries = import_module(f'{library}.registry')
         self.found: dict[tuple[str, tuple[str, ...]], type | None] = {}
 

@@ -121,7 +121,6 @@ class Data:
                 raise ValueError('data.val: missing, and there is no data.test either')
             loader = new.setdefault(f'{split}_dataloader', other)
             new[f'{split}_evaluator'] = self._evaluator(loader['dataset'], metrics, evaluation)
-        self._leave_evaluation(evaluation)
         return new
 
     def _dataset(self, node: Any, path: str, split: str, masks: bool) -> dict[str, Any]:
@@ -297,7 +296,8 @@ class Data:
         lvis = kind in ('LVISDataset', 'LVISV05Dataset', 'LVISV1Dataset')
         return dict(type='LVISMetric' if lvis else 'CocoMetric', **settings)
 
-    def _leave_evaluation(self, evaluation: dict[str, Any]) -> None:
+    def leave_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """Report what nothing took out of the old ``evaluation``."""
         for key in ('classwise', 'proposal_nums', 'iou_thrs', 'iou_thr', 'metric_items'):
             if self.library == 'mmdet':
                 evaluation.pop(key, None)

@@ -124,6 +124,7 @@ def _translate(
     elif library == 'mmdet':
         new['auto_scale_lr'] = dict(enable=False, base_batch_size=16)
     hooks = translate_hooks(settings, epochs, evaluation, report)
+    data.leave_evaluation(evaluation)
     letters = dict(mmdet='Det', mmseg='Seg')[library]
     new['default_hooks'] = dict(
         timer=dict(type='IterTimerHook'),

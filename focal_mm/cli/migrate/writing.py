@@ -1,6 +1,7 @@
 """The text of a config: what it changes in the nearest of our bases or the library's."""
 
 import copy
+import sys
 from collections.abc import Iterator
 from functools import cache
 from keyword import iskeyword
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from rich.console import Console
+from rich.progress import track
 
 from ...config import CONFIGS
 from .bases import config_folder
@@ -50,6 +53,7 @@ class Writer:
     def __init__(self, library: str, types: Types) -> None:
         self.library = library
         self.types = types
+        self.configs = config_folder(library)
 
     def write(self, cfg: dict[str, Any]) -> tuple[str, list[str]]:
         """Return the shortest text of a config, and the bases that it starts from.
@@ -57,31 +61,37 @@ class Writer:
         Args:
             cfg (dict): All settings that the new config shall have.
         """
+        self._load_bases(cfg)
         candidates = [([], {}), *self._own_configs(cfg), self._parts(cfg)]
         texts = [(self._text(cfg, base, names), names) for names, base in candidates]
         return min(texts, key=lambda pair: len(pair[0]))
 
+    def _load_bases(self, cfg: dict[str, Any]) -> None:
+        """Read all candidates, which takes seconds, behind a progress bar."""
+        paths = [*_own_paths(cfg), *self.configs.glob('_base_/*/*.py')]
+        for path in track(
+            paths,
+            'Comparing with bases',
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        ):
+            _load(path)
+
     def _own_configs(self, cfg: dict[str, Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:
         """Yield our configs of the same backbone and model."""
-        kind = cfg['model']['backbone'].get('type')
-        prefix = dict(FocalNet='focalnet_', FocalTransformer='focal_', MixFormer='mixformer_')
-        if kind not in prefix:
-            return
-        for path in sorted(CONFIGS.glob(f'*/{prefix[kind]}*.py')):
-            if path.parent.name in ('imagenet', 'keypoint', 'ablation'):
-                continue
+        for path in _own_paths(cfg):
             base = _load(path)
             if base['model']['type'] == cfg['model']['type']:
                 yield [f'focal_mm::{path.relative_to(CONFIGS).as_posix()}'], base
 
     def _parts(self, cfg: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
         """Return the library's bases with which the text of each part is shortest."""
-        configs = config_folder(self.library)
         names, merged = [], {}
         for folder, keys in _PARTS.items():
             part = {key: cfg[key] for key in keys if key in cfg}
             best, base_of_best = self._text(part, {}, []), None
-            for path in sorted((configs / '_base_' / folder).glob('*.py')):
+            for path in sorted((self.configs / '_base_' / folder).glob('*.py')):
                 base = _load(path)
                 if (
                     folder == 'models'
@@ -93,9 +103,9 @@ class Writer:
                     best, base_of_best = text, (path, base)
             if base_of_best:
                 path, base = base_of_best
-                names.append(f'{self.library}::{path.relative_to(configs).as_posix()}')
+                names.append(f'{self.library}::{path.relative_to(self.configs).as_posix()}')
                 merged.update(base)
-        runtime = configs / '_base_' / 'default_runtime.py'
+        runtime = self.configs / '_base_' / 'default_runtime.py'
         names.append(f'{self.library}::_base_/default_runtime.py')
         return names, {**merged, **_load(runtime)}
 
@@ -142,8 +152,10 @@ class Writer:
         """Return what a config must say for ``new`` where its base says ``old``."""
         if old is not _MISSING and self._same(new, old, path, names):
             return _SAME
-        if not isinstance(new, dict) or not isinstance(old, dict):
+        if not isinstance(new, dict) or old is _MISSING:
             return new
+        if not isinstance(old, dict):
+            return dict(_delete_=True, **new)
         names = registries_of(path, names)
         given, known = self._drop_defaults(new, names), self._defaults(new, names)
         missing = {*self._drop_defaults(old, names)} - {*new}
@@ -204,6 +216,17 @@ _SAME, _MISSING = object(), object()
 
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _own_paths(cfg: dict[str, Any]) -> list[Path]:
+    """Return our detectors and segmentors with the family of a config's backbone."""
+    prefix = dict(FocalNet='focalnet_', FocalTransformer='focal_', MixFormer='mixformer_')
+    kind = cfg['model']['backbone'].get('type')
+    return [
+        path
+        for path in sorted(CONFIGS.glob(f'*/{prefix.get(kind, kind)}*.py'))
+        if path.parent.name not in ('imagenet', 'keypoint', 'ablation')
+    ]
 
 
 @cache
