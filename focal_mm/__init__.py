@@ -41,25 +41,39 @@ mmdet, mmseg, mmpretrain, mmcv.ops and torchvision are not imported, unless a mo
 before and went on without the ops.
 """
 
-from . import compat
-from .compat import versions
+import sys
+from multiprocessing import parent_process
+from pathlib import Path
 
-# The rest imports mmengine and mmcv, and mmcv's ops must be there before mmdet's models.
-versions.require_stack()
-compat.install()
 
-from . import additions, backbones, config, heads, kernels, registry, weights  # noqa: E402
+def set_up() -> None:
+    """Make the changes above; calling again changes nothing."""
+    from .compat import install
+    from .compat.versions import require_stack
 
-registry.register_in_root(
-    backbones.FocalNet,
-    backbones.FocalTransformer,
-    backbones.MixFormer,
-    backbones.MixingResNet,
-    backbones.MixingMobileNetV2,
-)
-config.register_configs()
-additions.register()
-weights.register()
+    # The rest imports mmengine and mmcv, and mmcv's ops must be there before mmdet's models.
+    require_stack()
+    install()
+
+    from . import additions, backbones, config, heads, kernels, registry, weights  # noqa: F401
+
+    registry.register_in_root(
+        backbones.FocalNet,
+        backbones.FocalTransformer,
+        backbones.MixFormer,
+        backbones.MixingResNet,
+        backbones.MixingMobileNetV2,
+    )
+    config.register_configs()
+    additions.register()
+    weights.register()
+
+
+# The command sets up once it has read its command line: torch and OpenMMLab take seconds to import.
+_name = sys.argv[0] if sys.argv else ''
+_is_command = Path(_name).stem == 'focal-mm' or (_name == '-m' and 'focal_mm' in sys.orig_argv)
+if not _is_command or parent_process():
+    set_up()
 
 __version__ = '0.1.0'
-__all__ = ['backbones', 'config', 'heads', 'kernels', 'weights']
+__all__ = ['backbones', 'config', 'heads', 'kernels', 'set_up', 'weights']

@@ -1,1 +1,1 @@
-"""The code behind tools/: from a command line to a run, a table or a picture."""
+"""The command ``focal-mm``: from a command line to a run, a table or a picture."""

@@ -10,11 +10,14 @@ PACKAGE = Path(__file__).parents[1]
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(command: str) -> Iterator[None]:
     """Print an error that focal_mm raises in one line and exit with status 2.
 
     The message of each such error says in one line what is wrong and what to do. A registry of
     OpenMMLab may have wrapped the error. Any other error keeps its traceback.
+
+    Args:
+        command (str): What the line begins with.
     """
     try:
         yield
@@ -24,7 +27,7 @@ def one_line_errors() -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        print(f'{Path(sys.argv[0]).name}: error: {cause.args[-1]}', file=sys.stderr)
+        print(f'{command}: error: {cause.args[-1]}', file=sys.stderr)
         sys.exit(2)
 
 

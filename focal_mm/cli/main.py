@@ -1,17 +1,72 @@
-"""The command ``focal-mm``."""
+"""The command ``focal-mm``; the scripts of tools/ are one of its commands each."""
 
-from . import data, script, weights
+import difflib
+import sys
+from argparse import RawDescriptionHelpFormatter
+from importlib import import_module
+
+import focal_mm
+
 from .arguments import ArgumentParser
 from .errors import one_line_errors
 
+# For each module of focal_mm.cli.commands, its line in the list that --help prints.
+COMMANDS = {
+    'train': 'train a model',
+    'test': 'test a checkpoint',
+    'weights': 'list, download, check, find and convert the published weights',
+    'tables': "print the papers' tables beside what is measured here",
+    'reproduce': "train and test the rows of a paper's table",
+    'bench': 'measure time and memory beside other networks',
+    'data': 'make parts of COCO and ADE20K for quick comparisons',
+    'demo': 'train, evaluate and draw a detector on drawn pictures',
+    'run': 'run a script of others after import focal_mm',
+}
+# The commands that run where torch or OpenMMLab may be missing.
+WITHOUT_STACK = {'doctor'}
 
-def main() -> None:
-    """Run the subcommand that the command line names."""
-    parser = ArgumentParser(prog='focal-mm', description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    weights.add_arguments(commands.add_parser('weights', help=weights.__doc__))
-    script.add_arguments(commands.add_parser('run', help=script.run.__doc__))
-    data.add_arguments(commands.add_parser('data', help=data.__doc__.replace('%', '%%')))
-    args = parser.parse_args()
-    with one_line_errors():
+
+def main(*words: str) -> None:
+    """Run a command.
+
+    Args:
+        *words (str): What the command line begins with, for a script that is one command. Default:
+            nothing.
+    """
+    words = (*words, *sys.argv[1:])
+    name = next(iter(words), '')
+    parser = build_parser({name})
+    if name and name not in COMMANDS and not name.startswith('-'):
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        parser.error(f'{name}: no such command' + ''.join(f'; did you mean {n}?' for n in near))
+    args = parser.parse_args(words)
+    with one_line_errors(f'{parser.prog} {name}'):
+        if name not in WITHOUT_STACK:
+            focal_mm.set_up()
         args.run(args)
+
+
+def build_parser(names: set[str]) -> ArgumentParser:
+    """Build the parser of ``focal-mm``.
+
+    Args:
+        names (set[str]): The commands that get their arguments; the others are only listed.
+    """
+    parser = ArgumentParser(
+        prog='focal-mm',
+        description='FocalNet, Focal Transformer and MixFormer for mmdet, mmseg and mmpretrain.',
+        epilog='focal-mm COMMAND --help has examples.',
+    )
+    parser.add_argument('--version', action='version', version=focal_mm.__version__)
+    commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
+    for name, summary in COMMANDS.items():
+        module = import_module(f'{__package__}.commands.{name}') if name in names else None
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__ if module else None,
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        if module:
+            module.add_arguments(command)
+    return parser

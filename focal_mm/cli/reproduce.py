@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from ..config import CONFIGS, dicts, library
 from ..datasets import PARTS
 from ..weights import fetch
-from .arguments import RunParser
+from .arguments import ArgumentParser, add_run_arguments
 from .runner import load_config, require_files
 from .tables import Row, input_size, last_results
 
@@ -39,7 +39,9 @@ def load_row_config(row: Row, folder: Path, options: Sequence[str] = ()) -> Conf
         folder (Path): The work folder.
         options (sequence of str): More options of the tools. Default: none.
     """
-    given, _ = RunParser('').parse_known_args([str(row.path), *options])
+    parser = ArgumentParser()
+    add_run_arguments(parser)
+    given = parser.parse_args([str(row.path), *options])
     return load_config(
         given.config, str(folder), given.mini, options=given.cfg_options, part=given.data
     )

@@ -33,11 +33,6 @@ def test_part_is_made_and_the_option_named(focal_mm, tmp_path):
     assert path.is_file() and lines[0].startswith(f'{path}: 29 of 288 images, ')
 
 
-def test_help_lists_the_command(focal_mm):
-    status, lines, _ = focal_mm('--help')
-    assert status == 0 and '1 % or 10 % of the images' in ' '.join(map(str.strip, lines))
-
-
 def test_unknown_part_gets_one_line(focal_mm, tmp_path):
     status, _, (line,) = focal_mm('data', 'coco-5pct', tmp_path)
     assert status == 2 and 'coco-10pct' in line

@@ -1,14 +1,20 @@
-"""Published weights on the command line: list, download, check, find and convert them."""
+"""List, download, check, find and convert the published weights.
+
+Examples:
+  focal-mm weights list
+  focal-mm weights fetch focalnet_tiny_lrf_in1k
+  focal-mm weights convert official.pth focalnet.safetensors
+"""
 
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from .. import weights
-
 
 def list_names(args: Namespace) -> None:
     """Print all names, and which files are here."""
+    from ... import weights
+
     print(
         f'{"name":41}{"kind":12}{"arch":15}{"results":>11}{"params":>9}{"input":>6}  {"licence":12}'
         f'{"file":19}config'
@@ -36,6 +42,8 @@ def list_names(args: Namespace) -> None:
 
 def verify(args: Namespace) -> None:
     """Compare downloaded files with their recorded sha256; exit status 1 if one has changed."""
+    from ... import weights
+
     states = []
     for path, state in weights.verify():
         print(f'{state:12}{path}', flush=True)
@@ -47,11 +55,15 @@ def verify(args: Namespace) -> None:
 
 def fetch(args: Namespace) -> None:
     """Download a file if it is not here."""
+    from ... import weights
+
     print(weights.fetch(args.name))
 
 
 def where(args: Namespace) -> None:
     """Print the local path of a file, its addresses and its config."""
+    from ... import weights
+
     path, there = weights.find(args.name)
     entry = weights.ZOO[args.name]
     print(path if there else f'{path} (not there)')
@@ -70,25 +82,11 @@ def where(args: Namespace) -> None:
 
 def convert(args: Namespace) -> None:
     """Write the tensors of a checkpoint to a plain file, by the names of our backbones."""
+    from ... import weights
+
     origin, count = weights.convert(args.input, args.output)
     origin = origin or 'names of no backbone here, kept'
     print(f'{args.input}: {origin}, {count} tensors -> {args.output}')
-
-
-def add_convert_arguments(parser: ArgumentParser) -> None:
-    """Add the two files of :func:`convert`."""
-    parser.add_argument(
-        'input',
-        type=Path,
-        help='checkpoint of the authors, timm, Hugging Face or PaddleClas, of a detector, or one '
-        'that is refused since it could run code; the file name is free',
-    )
-    parser.add_argument(
-        'output',
-        type=Path,
-        help='new file, .pth or .safetensors; an existing file is not overwritten',
-    )
-    parser.set_defaults(run=convert)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -99,4 +97,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         command.set_defaults(run=run)
         if run in (fetch, where):
             command.add_argument('name', help='a name that list prints')
-    add_convert_arguments(commands.add_parser('convert', help=convert.__doc__))
+    command = commands.add_parser('convert', help=convert.__doc__)
+    command.add_argument(
+        'input',
+        type=Path,
+        help='checkpoint of the authors, timm, Hugging Face or PaddleClas, of a detector, or one '
+        'that is refused since it could run code; the file name is free',
+    )
+    command.add_argument(
+        'output',
+        type=Path,
+        help='new file, .pth or .safetensors; an existing file is not overwritten',
+    )
+    command.set_defaults(run=convert)

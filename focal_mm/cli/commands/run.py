@@ -1,7 +1,11 @@
-"""Scripts of others after ``import focal_mm``: ``focal-mm run SCRIPT [ARGUMENTS]``.
+"""Run a script of others after import focal_mm.
 
 Where mmcv has no compiled ops, this runs scripts that import mmdet's models before they read the
-``custom_imports`` of a config, such as mmdet's own tools/test.py.
+custom_imports of a config, such as mmdet's own tools/test.py.
+
+Examples:
+  focal-mm run tools/test.py CONFIG CHECKPOINT
+  python -m torch.distributed.run --nproc_per_node=8 -m focal_mm run tools/test.py CONFIG CHECKPOINT
 """
 
 import argparse
@@ -11,12 +15,11 @@ from pathlib import Path
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run a script of others, such as mmdet's own tools/test.py, after ``import focal_mm``."""
+    """Run the script as ``python SCRIPT`` does."""
     script = Path(args.script)
     if not script.is_file():
         raise FileNotFoundError(f'{script}: no such script')
     sys.argv = [args.script, *args.arguments]
-    # As `python SCRIPT` does.
     sys.path[0] = str(script.resolve().parent)
     runpy.run_path(args.script, run_name='__main__')
 

@@ -1,0 +1,98 @@
+"""Measure time and memory of a backbone or a whole model, in turn with other networks.
+
+Examples:
+  focal-mm bench "FocalNet(arch='tiny_lrf')" --peer mmdet.SwinTransformer --size 800x1216
+  focal-mm bench configs/mask_rcnn/focalnet_t_1x.py --size 320 --train --json figures.json
+"""
+
+from argparse import ArgumentParser, Namespace
+
+
+def size(text: str) -> tuple[int, int]:
+    """Return height and width, in pixels, from ``'HxW'`` or one side of a square."""
+    height, _, width = text.partition('x')
+    return int(height), int(width or height)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the networks, the settings to measure them in, and the files to write."""
+    parser.add_argument(
+        'network',
+        help='a backbone as "FocalNet(arch=\'tiny_lrf\')", '
+        'mmdet.SwinTransformer, timm.NAME, FILE.py:CLASS, or a config',
+    )
+    parser.add_argument(
+        '--peer',
+        action='append',
+        default=[],
+        metavar='NETWORK',
+        help='network to compare with; may be repeated',
+    )
+    parser.add_argument(
+        '--size',
+        nargs='+',
+        type=size,
+        metavar='HxW',
+        default=[(224, 224), (512, 512), (800, 1216), (1024, 2048)],
+        help='default: 224 512 800x1216 1024x2048',
+    )
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument(
+        '--train', action='store_true', help='measure a training step instead of a forward pass'
+    )
+    parser.add_argument('--dtype', nargs='+', choices=['fp32', 'bf16', 'fp16'], default=['fp32'])
+    parser.add_argument(
+        '--compile', action='store_true', help='also measure the networks with torch.compile'
+    )
+    parser.add_argument(
+        '--device', choices=['cpu', 'cuda'], help='default: cuda where there is a GPU'
+    )
+    parser.add_argument(
+        '--threads', type=int, help='number of CPU threads; default: chosen by torch'
+    )
+    parser.add_argument(
+        '--rounds', type=int, default=5, help='number of timed rounds; default: %(default)s'
+    )
+    parser.add_argument(
+        '--floor',
+        action='store_true',
+        help='also measure the time that matrix products and depth-wise convolutions take alone',
+    )
+    parser.add_argument('--json', help='write all figures to this file')
+    parser.add_argument('--plot', help='draw cost against image size to this file')
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> None:
+    """Measure, and print a table a setting."""
+    from typing import cast
+
+    import torch
+    from torch import nn
+
+    from .. import benchmark
+
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    nets = {name: benchmark.build(name) for name in (args.network, *args.peer)}
+    if args.compile:
+        nets |= {
+            f'compiled {name}': cast(nn.Module, torch.compile(net, dynamic=True))
+            for name, net in nets.items()
+            if not isinstance(net, benchmark.PaddleNet)
+        }
+    reports = []
+    for dtype in args.dtype:
+        for size in args.size:
+            setting = benchmark.Setting(size, args.batch, args.train, dtype, device)
+            steps = {name: benchmark.make_step(net, setting) for name, net in nets.items()}
+            report = benchmark.Report(setting, benchmark.compare(steps, args.rounds, device))
+            if args.floor:
+                report.floor = benchmark.floor(nets[args.network], setting)
+            print(report.table(), flush=True)
+            reports.append(report)
+    if args.json:
+        benchmark.save(reports, args.json)
+    if args.plot:
+        benchmark.plot(reports, args.plot)

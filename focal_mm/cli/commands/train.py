@@ -1,0 +1,58 @@
+"""Train a model from a config of mmdet, mmseg, mmpretrain or mmpose.
+
+Examples:
+  focal-mm train configs/mask_rcnn/focalnet_t_1x.py
+  focal-mm train focal_mm::upernet/focalnet_t.py --mini
+  focal-mm train my_config.py --resume --cfg-options train_dataloader.batch_size=4
+"""
+
+from argparse import ArgumentParser, Namespace
+
+from ..arguments import add_run_arguments, start
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of OpenMMLab's tools/train.py, and ours."""
+    add_run_arguments(parser)
+    parser.add_argument(
+        '--from-scratch',
+        action='store_true',
+        help='start from random weights instead of the published ones',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='resume from a checkpoint, by default the last one in the work folder',
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision (on a GPU)')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the total batch size',
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> None:
+    """Train."""
+    from .. import runner, training
+
+    start(args)
+    cfg = runner.load_config(
+        args.config,
+        args.work_dir,
+        args.mini,
+        args.from_scratch,
+        args.amp,
+        args.launcher,
+        args.cfg_options,
+        args.data,
+    )
+    if args.resume:
+        training.resume(cfg, args.resume)
+    if args.auto_scale_lr:
+        training.scale_lr(cfg)
+    runner.require_files(cfg, 'train_dataloader', 'val_dataloader')
+    runner.run(cfg, 'train')
