@@ -12,5 +12,6 @@ model = dict(
         expand_sizes=(1, 1, 0, 0),
         out_indices=(3,),
         out_norm=False,
+        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.1),
     )
 )

@@ -10,6 +10,8 @@ model = dict(
         arch=dict(embed_dims=24, depths=(1, 1, 2, 1), focal_levels=3),
         out_indices=(3,),
         out_norm=False,
+        # The usual 0.02 is for networks four to eight times as wide.
+        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.1),
     ),
     head=dict(type='focal_mm.TokenClsHead', num_classes=20, in_channels=192),
 )
@@ -47,7 +49,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=5.0),
 )
 train_cfg = dict(by_epoch=False, max_iters=400, val_interval=100)
-val_cfg = dict()
+val_cfg = dict(type='ValLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, end=40),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=40),

@@ -14,14 +14,12 @@ model = dict(
         focal_windows=9,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/study/focalnet/classifier/seed0/iter_400.pth',
+            checkpoint='work_dirs/study/focalnet/classifier/focal_modulation/seed0/iter_400.pth',
             prefix='backbone.',
         ),
     ),
     neck=dict(in_channels=[24, 48, 96, 192], out_channels=channels),
-    rpn_head=dict(
-        in_channels=channels, feat_channels=channels, anchor_generator=dict(scales=[4])
-    ),
+    rpn_head=dict(in_channels=channels, feat_channels=channels, anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=channels, finest_scale=20),
         bbox_head=dict(in_channels=channels, fc_out_channels=128, num_classes=len(classes)),
@@ -73,9 +71,7 @@ val_dataloader = dict(
     ),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
-val_evaluator = dict(
-    type='CocoMetric', ann_file=f'{data_root}/val.json', metric=['bbox', 'segm']
-)
+val_evaluator = dict(type='CocoMetric', ann_file=f'{data_root}/val.json', metric=['bbox', 'segm'])
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True),

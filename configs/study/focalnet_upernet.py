@@ -15,7 +15,7 @@ model = dict(
         focal_windows=9,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/study/focalnet/classifier/seed0/iter_400.pth',
+            checkpoint='work_dirs/study/focalnet/classifier/focal_modulation/seed0/iter_400.pth',
             prefix='backbone.',
         ),
     ),

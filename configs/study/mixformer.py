@@ -9,5 +9,9 @@ model = dict(
         window_size=3,
         out_indices=(3,),
         out_norm=False,
+        init_cfg=[
+            dict(type='TruncNormal', layer='Linear', std=0.1),
+            dict(type='Kaiming', layer='Conv2d', mode='fan_in'),
+        ],
     )
 )

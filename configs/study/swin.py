@@ -10,6 +10,7 @@ model = dict(
         window_size=3,
         pad_small_map=True,
         drop_path_rate=0.0,
+        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.1),
     ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(_delete_=True, type='LinearClsHead', num_classes=20, in_channels=192),

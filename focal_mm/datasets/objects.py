@@ -1,9 +1,9 @@
-"""Drawn objects for the study of transfer (docs/study.md): pictures to classify, scenes to detect in.
+"""Drawn objects for the study of transfer, docs/study.md: pictures to classify, scenes to search.
 
 They are harder than the mini datasets of :mod:`.shapes`. An object has one of five outlines and one
 of four textures; its colors say nothing. Strokes and textured scraps clutter the ground. The 20
-classes of the pictures are the pairs of an outline and a texture, so that a classifier needs what is
-near and what is far. The five classes of the scenes are the outlines.
+classes of the pictures are the pairs of an outline and a texture, so that a classifier needs both
+near and far context. The five classes of the scenes are the outlines.
 """
 
 import json
@@ -178,7 +178,8 @@ def _write(root: Path, seed: int) -> None:
 def _write_scenes(root: Path, seed: int, split: str, count: int) -> None:
     for folder in (root / split, root / f'{split}_maps'):
         folder.mkdir(parents=True)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in range(count):
         scene, name = draw_objects(seed, split, index), f'{index + 1:06}'
         save_photograph(scene.image, root / split / f'{name}.jpg')

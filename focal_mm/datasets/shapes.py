@@ -101,7 +101,9 @@ def mini_imagenet(root: str | Path | None = None, seed: int = 0) -> Path:
     Returns:
         Path: The folder. It is complete, also when several processes ask for it at the same time.
     """
-    return draw_once(root, f'mini_imagenet-v{VERSION}-seed{seed}', lambda to: _write_imagenet(to, seed))
+    return draw_once(
+        root, f'mini_imagenet-v{VERSION}-seed{seed}', lambda to: _write_imagenet(to, seed)
+    )
 
 
 def draw_once(root: str | Path | None, name: str, write: Callable[[Path], None]) -> Path:
@@ -202,7 +204,7 @@ def _shape(
 
 
 def fill_polygon(corners: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Return the pixels of a polygon, (size, size) bool, from the x and y of its corners, (N, 2)."""
+    """Return the pixels of a polygon, (size, size) bool, from its corners' x and y, (N, 2)."""
     mask = Image.new('1', (size, size))
     ImageDraw.Draw(mask).polygon([tuple(point) for point in corners.round().tolist()], fill=1)
     return np.array(mask)
