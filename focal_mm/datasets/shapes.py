@@ -69,7 +69,7 @@ def mini_coco(root: str | Path | None = None, seed: int = 0) -> Path:
     Returns:
         Path: The folder. It is complete, also when several processes ask for it at the same time.
     """
-    return _once(root, f'mini_coco-v{VERSION}-seed{seed}', lambda to: _write_coco(to, seed))
+    return draw_once(root, f'mini_coco-v{VERSION}-seed{seed}', lambda to: _write_coco(to, seed))
 
 
 def mini_ade20k(root: str | Path | None = None, seed: int = 0) -> Path:
@@ -86,7 +86,7 @@ def mini_ade20k(root: str | Path | None = None, seed: int = 0) -> Path:
     Returns:
         Path: The folder. It is complete, also when several processes ask for it at the same time.
     """
-    return _once(root, f'mini_ade20k-v{VERSION}-seed{seed}', lambda to: _write_ade20k(to, seed))
+    return draw_once(root, f'mini_ade20k-v{VERSION}-seed{seed}', lambda to: _write_ade20k(to, seed))
 
 
 def mini_imagenet(root: str | Path | None = None, seed: int = 0) -> Path:
@@ -101,10 +101,22 @@ def mini_imagenet(root: str | Path | None = None, seed: int = 0) -> Path:
     Returns:
         Path: The folder. It is complete, also when several processes ask for it at the same time.
     """
-    return _once(root, f'mini_imagenet-v{VERSION}-seed{seed}', lambda to: _write_imagenet(to, seed))
+    return draw_once(
+        root, f'mini_imagenet-v{VERSION}-seed{seed}', lambda to: _write_imagenet(to, seed)
+    )
 
 
-def _once(root: str | Path | None, name: str, write: Callable[[Path], None]) -> Path:
+def draw_once(root: str | Path | None, name: str, write: Callable[[Path], None]) -> Path:
+    """Return a folder that ``write`` fills on first use.
+
+    Args:
+        root (str, Path or None): The folder. None: ``name`` in focal_mm's cache.
+        name (str): Name of the folder in the cache.
+        write (callable): Writes the files into a folder that it is given.
+
+    Returns:
+        Path: The folder. It is complete, also when several processes ask for it at the same time.
+    """
     root = Path(root) if root else cache_dir() / name
     if root.is_dir():
         return root
@@ -132,8 +144,8 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
         split (str): ``'train'`` or ``'val'``.
         index (int): Number of the image in its split, from 0.
     """
-    random = _random_state(seed, split, index)
-    image = _ground(random)
+    random = random_state(seed, split, index)
+    image = draw_ground(random)
     crowd, crowd_label = np.zeros(image.shape[:2], bool), random.randint(len(SHAPES))
     if index % 8 == 3:
         crowd = _draw_crowd(image, random, crowd_label)
@@ -149,28 +161,30 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
             radius=random.uniform(18, 32),
         )
         left = [other & ~mask for other in masks]
-        if not all(_is_recognizable(*pair) for pair in zip([*left, mask], [*whole, mask])):
+        if not all(is_recognizable(*pair) for pair in zip([*left, mask], [*whole, mask])):
             continue
         image[mask] = _color(random, label)
         whole, masks, labels = [*whole, mask], [*left, mask], [*labels, label]
         crowd &= ~mask
-    return Scene(_with_noise(image, random), masks, labels, crowd, crowd_label)
+    return Scene(add_noise(image, random), masks, labels, crowd, crowd_label)
 
 
-def _random_state(seed: int, split: str, index: int) -> np.random.RandomState:
+def random_state(seed: int, split: str, index: int) -> np.random.RandomState:
+    """Return the random numbers of one image."""
     # numpy guarantees the numbers of RandomState for all versions, but not those of Generator.
     return np.random.RandomState([seed, list(NUM_IMAGES).index(split), index])
 
 
-def _with_noise(image: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+def add_noise(image: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+    """Return an image with noise, as uint8."""
     return (image + random.randint(-12, 13, image.shape)).clip(0, 255).astype(np.uint8)
 
 
-def _ground(random: np.random.RandomState) -> np.ndarray:
-    """Draw soft blotches around one dull color, (H, W, 3)."""
+def draw_ground(random: np.random.RandomState, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Draw soft blotches around one dull color, (size, size, 3)."""
     tint = random.randint(70, 130) + random.randint(-10, 11, 3)
     blotches = Image.fromarray((tint + random.randint(-15, 16, (5, 5, 3))).astype(np.uint8))
-    return np.array(blotches.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+    return np.array(blotches.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _color(random: np.random.RandomState, label: int) -> np.ndarray:
@@ -186,9 +200,13 @@ def _shape(
     """Return the pixels of a slightly rotated shape, (H, W) bool."""
     corners, first = ((40, 0), (4, np.pi / 4), (3, -np.pi / 2))[label]
     angles = random.uniform(-0.3, 0.3) + first + 2 * np.pi * np.arange(corners) / corners
-    outline = center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    mask = Image.new('1', (IMAGE_SIZE, IMAGE_SIZE))
-    ImageDraw.Draw(mask).polygon([tuple(point) for point in outline.round().tolist()], fill=1)
+    return fill_polygon(center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1))
+
+
+def fill_polygon(corners: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Return the pixels of a polygon, (size, size) bool, from its corners' x and y, (N, 2)."""
+    mask = Image.new('1', (size, size))
+    ImageDraw.Draw(mask).polygon([tuple(point) for point in corners.round().tolist()], fill=1)
     return np.array(mask)
 
 
@@ -203,13 +221,13 @@ def _draw_crowd(image: np.ndarray, random: np.random.RandomState, label: int) ->
     return cv2.dilate(region, np.ones((5, 5), np.uint8)).astype(bool)
 
 
-def _is_recognizable(visible: np.ndarray, whole: np.ndarray) -> bool:
+def is_recognizable(visible: np.ndarray, whole: np.ndarray) -> bool:
     """True if most of a shape is visible, in one piece without holes, so that one polygon fits."""
     pieces, _ = cv2.findContours(visible.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     return len(pieces) == 1 and visible.sum() > max(0.6 * whole.sum(), 200)
 
 
-def _polygon(mask: np.ndarray) -> list[float]:
+def trace(mask: np.ndarray) -> list[float]:
     """Return the outline of a mask in one piece as COCO's x1, y1, x2, y2, ... in pixels."""
     # A contour runs through the centers of pixels. On a finer grid this is closer to the edge.
     fine = 4
@@ -219,7 +237,7 @@ def _polygon(mask: np.ndarray) -> list[float]:
     return ((contour.reshape(-1) + 0.5) / fine).tolist()
 
 
-def _box(mask: np.ndarray) -> list[int]:
+def bounding_box(mask: np.ndarray) -> list[int]:
     """Return COCO's x, y, width, height in pixels."""
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return [
@@ -254,7 +272,7 @@ def _write_coco(root: Path, seed: int) -> None:
         for index in range(count):
             scene = draw_scene(seed, split, index)
             name = f'{index + 1:012}'
-            _save_photograph(scene.image, images / f'{name}.jpg')
+            save_photograph(scene.image, images / f'{name}.jpg')
             semantic = np.full(scene.image.shape[:2], 255, np.uint8)
             for mask, label in zip(scene.masks, scene.labels):
                 semantic[mask] = label
@@ -263,9 +281,9 @@ def _write_coco(root: Path, seed: int) -> None:
                         image_id=index + 1,
                         category_id=label + 1,
                         iscrowd=0,
-                        bbox=_box(mask),
+                        bbox=bounding_box(mask),
                         area=int(mask.sum()),
-                        segmentation=[_polygon(mask)],
+                        segmentation=[trace(mask)],
                     )
                 )
                 keypoints.append(_extreme_points(mask))
@@ -275,7 +293,7 @@ def _write_coco(root: Path, seed: int) -> None:
                         image_id=index + 1,
                         category_id=scene.crowd_label + 1,
                         iscrowd=1,
-                        bbox=_box(scene.crowd),
+                        bbox=bounding_box(scene.crowd),
                         area=int(scene.crowd.sum()),
                         segmentation=_run_lengths(scene.crowd),
                     )
@@ -337,7 +355,7 @@ def _segments(scene: Scene) -> tuple[np.ndarray, list[dict]]:
                     id=number * 100_000,
                     category_id=label + 1,
                     iscrowd=int(mask is scene.crowd),
-                    bbox=_box(mask),
+                    bbox=bounding_box(mask),
                     area=int(mask.sum()),
                 )
             )
@@ -355,7 +373,7 @@ def _write_ade20k(root: Path, seed: int) -> None:
             for mask, label in zip(scene.masks, scene.labels):
                 labels[mask] = label + 1
             name = f'ADE_{split}_{index + 1:08}'
-            _save_photograph(scene.image, root / 'images' / folder / f'{name}.jpg')
+            save_photograph(scene.image, root / 'images' / folder / f'{name}.jpg')
             Image.fromarray(labels).save(root / 'annotations' / folder / f'{name}.png')
 
 
@@ -363,8 +381,8 @@ def _write_imagenet(root: Path, seed: int) -> None:
     for split, count in NUM_IMAGES.items():
         for index in range(count):
             label = index % len(SHAPES)
-            random = _random_state(seed, split, index)
-            image = _ground(random)
+            random = random_state(seed, split, index)
+            image = draw_ground(random)
             mask = _shape(
                 random,
                 label,
@@ -374,8 +392,9 @@ def _write_imagenet(root: Path, seed: int) -> None:
             image[mask] = _color(random, label)
             path = root / split / SHAPES[label] / f'{split}_{index + 1:08}.jpg'
             path.parent.mkdir(parents=True, exist_ok=True)
-            _save_photograph(_with_noise(image, random), path)
+            save_photograph(add_noise(image, random), path)
 
 
-def _save_photograph(image: np.ndarray, path: Path) -> None:
+def save_photograph(image: np.ndarray, path: Path) -> None:
+    """Write an image as JPEG with little loss."""
     Image.fromarray(image).save(path, quality=95, subsampling=0)

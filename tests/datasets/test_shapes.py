@@ -218,7 +218,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError('disk full')
 
-    monkeypatch.setattr(shapes, '_save_photograph', fail)
+    monkeypatch.setattr(shapes, 'save_photograph', fail)
     with pytest.raises(OSError, match='disk full'):
         mini_coco(tmp_path / 'mini')
     assert not list(tmp_path.iterdir())
