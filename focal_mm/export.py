@@ -150,7 +150,7 @@ def parts_of(model: nn.Module, image: Tensor) -> Iterator[Part]:
     elif hasattr(network, 'extract_feat'):
         whole = Whole(model, _detect).eval()
         yield Part('', whole, (image,))
-        roi_head = getattr(network, 'roi_head', None)
+        roi_head: Any = getattr(network, 'roi_head', None)
         if type(roi_head).__name__ in _ROI_HEADS:
             with torch.no_grad():
                 outputs = whole(image)
@@ -183,7 +183,7 @@ def _segment(model: Any, image: Tensor) -> dict[str, Tensor]:
 def _detect(model: Any, image: Tensor) -> dict[str, Tensor]:
     maps = model.extract_feat(image)
     outputs = {f'map{i}': value for i, value in enumerate(maps)}
-    head = getattr(model, 'rpn_head', None) or getattr(model, 'bbox_head', None)
+    head: Any = getattr(model, 'rpn_head', None) or getattr(model, 'bbox_head', None)
     if not hasattr(head, 'predict_by_feat') or hasattr(model, 'decoder'):
         return outputs  # heads of queries take more than maps
     names = ('scores', 'boxes')
@@ -218,7 +218,7 @@ def write_onnx(part: Part, path: Path) -> None:
     if part.name:
         maps, _ = part.inputs
         inputs = [*(f'map{i}' for i in range(len(maps))), 'regions']
-    onnx = torch.onnx.export(
+    onnx: Any = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=inputs, output_names=names
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,18 +8,23 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..datasets.shapes import draw_scene
 from ..export import largest_differences, parts_of, write_onnx
 from .pictures import read_picture
 from .predict import Predictor
 
+# Size of the pictures that a graph is traced with: no map of a detector may have a side of 1, which
+# torch.export takes for a constant.
+EXAMPLE = (160, 224)
+
 
 def export(cfg: Config, checkpoint: str, out: Path, image: Path | None = None) -> list[dict]:
     """Write a model's ONNX files and compare them with PyTorch.
 
-    The comparison is on the picture as the config's test pipeline resizes it, and on a part of it,
-    twice, so that sizes and batches are others than those of the export.
+    The comparison is on the picture as the config's test pipeline resizes it, and on the two
+    smaller ones that the graph was traced with.
 
     Args:
         cfg (Config): A config for mmdet, mmseg or mmpretrain.
@@ -28,21 +33,21 @@ def export(cfg: Config, checkpoint: str, out: Path, image: Path | None = None) -
         image (Path, optional): A picture. Default: a drawn one.
 
     Returns:
-        list[dict]: For each file: ``file``, ``inputs`` and ``shapes`` by name, the largest
-        ``differences`` of each output.
+        list[dict]: For each file: ``file``, and by output ``shapes`` and the largest
+        ``differences``.
 
     Raises:
         ValueError: If the picture cannot be read, or the model is of none of these kinds.
     """
     for name in ('torch.onnx', 'onnxscript', 'onnx_ir'):
         logging.getLogger(name).setLevel(logging.ERROR)
-    pixels = _read(image)
+    pixels = read_image(image)
     predictor = Predictor(cfg, checkpoint, 'cpu')
-    picture = _prepare(predictor, pixels)
-    small = picture[..., : max(64, picture.shape[2] // 2), : max(96, picture.shape[3] // 2)]
+    picture = prepare(predictor, pixels)
+    example = interpolate(picture, EXAMPLE, mode='bilinear')
     checks: list[dict[str, Any]] = []
     maps: dict[str, Tensor] = {}
-    for part in parts_of(predictor.model, torch.cat([small, small.flip(3)])):
+    for part in parts_of(predictor.model, torch.cat([example, example.flip(3)])):
         file = out.with_name(f'{out.stem}{part.name}.onnx')
         write_onnx(part, file)
         runs: list[tuple] = [(picture,), part.inputs]
@@ -67,7 +72,12 @@ def export(cfg: Config, checkpoint: str, out: Path, image: Path | None = None) -
     return checks
 
 
-def _read(image: Path | None) -> np.ndarray:
+def read_image(image: Path | None) -> np.ndarray:
+    """Return a picture, by default a drawn one, with the channels blue, green and red.
+
+    Raises:
+        ValueError: If the file is no picture.
+    """
     if image is None:
         return np.ascontiguousarray(draw_scene(0, 'val', 0).image[..., ::-1])
     try:
@@ -76,7 +86,7 @@ def _read(image: Path | None) -> np.ndarray:
         raise ValueError(f'{image}: {error}') from error
 
 
-def _prepare(predictor: Predictor, pixels: np.ndarray) -> Tensor:
+def prepare(predictor: Predictor, pixels: np.ndarray) -> Tensor:
     """Return a picture after the test pipeline, in the model's order of channels: (1, C, H, W)."""
     (batch,) = predictor.inferencer.preprocess([pixels], batch_size=1)
     data = batch[1] if predictor.library == 'mmdet' else batch

@@ -4,8 +4,9 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from functools import wraps
 from typing import Any, TypeVar
@@ -88,6 +89,26 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
                 file=sys.stderr,
                 flush=True,
             )
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep warnings and messages of the libraries off the terminal, and stdout for the result.
+
+    For commands that load a model: inferencers warn that they have got no weights yet, and
+    exporters of each operator that they write in a newer version.
+    """
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         '--image',
         type=path,
         metavar='FILE',
-        help='picture for the comparison; default: a drawn one',
+        help='picture to compare on; default: a drawn one',
     )
     parser.add_argument(
         '--tolerance',
@@ -46,15 +46,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Write the files and print how far they are from PyTorch; exit status 1 if too far."""
     import sys
-    import warnings
-    from contextlib import redirect_stdout
     from importlib.util import find_spec
-
-    from mmengine.logging import MMLogger
 
     from ...weights import trust
     from .. import export
-    from ..output import print_json, print_table
+    from ..output import print_json, print_table, quiet_libraries
     from ..runner import load_config
 
     if args.out.suffix != '.onnx':
@@ -66,9 +62,7 @@ def run(args: Namespace) -> None:
         )
     trust(*args.trust)
     checkpoint = checkpoint_of(args)
-    MMLogger.get_instance('focal-mm', log_level='ERROR')
-    with redirect_stdout(sys.stderr), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with quiet_libraries():
         cfg = load_config(args.config, options=args.cfg_options)
         checks = export.export(cfg, checkpoint, args.out, args.image)
     if args.json:

@@ -62,15 +62,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Predict, and print how it went; exit status 1 if a file was left out."""
-    import warnings
-    from contextlib import redirect_stdout
     from dataclasses import asdict
-
-    from mmengine.logging import MMLogger
 
     from ...weights import trust
     from .. import predict
-    from ..output import print_json
+    from ..output import print_json, quiet_libraries
     from ..pictures import find_sources
     from ..runner import load_config
 
@@ -80,11 +76,8 @@ def run(args: Namespace) -> None:
     sources = find_sources(args.sources, args.out)
     checkpoint, device = checkpoint_of(args), device_of(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    # The libraries tell that the inferencers have got no weights yet, and the like.
     os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # silent; a fault is named below
-    MMLogger.get_instance('focal-mm', log_level='ERROR')
-    with redirect_stdout(sys.stderr), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with quiet_libraries():
         cfg = load_config(args.config, options=args.cfg_options)
         predictor = predict.Predictor(cfg, checkpoint, device)
         summary = predict.predict(predictor, sources, args.out, args.score, args.batch)
@@ -94,8 +87,9 @@ def run(args: Namespace) -> None:
         print_json(asdict(summary) | dict(pictures_per_second=summary.throughput))
     else:
         objects = '' if summary.objects is None else f', {summary.objects} objects'
+        plural = '' if summary.pictures == 1 else 's'
         print(
-            f'{summary.pictures} picture{"s" * (summary.pictures != 1)}{objects} in {summary.seconds:.1f} s '
+            f'{summary.pictures} picture{plural}{objects} in {summary.seconds:.1f} s '
             f'({summary.throughput:.2f} a second; {summary.model_seconds:.1f} s of it the model)'
         )
         for name in summary.files:

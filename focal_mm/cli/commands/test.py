@@ -44,6 +44,7 @@ def run(args: Namespace) -> None:
     from .. import runner, testing
 
     start(args)
+    checkpoint = checkpoint_of(args)
     cfg = runner.load_config(
         args.config,
         args.work_dir,
@@ -52,7 +53,7 @@ def run(args: Namespace) -> None:
         options=args.cfg_options,
         part=args.data,
     )
-    cfg.load_from = checkpoint_of(args)
+    cfg.load_from = checkpoint
     runner.require_files(cfg, 'test_dataloader')
     if args.show or args.show_dir:
         testing.draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
