@@ -8,18 +8,23 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..datasets.shapes import draw_scene
 from ..export import largest_differences, parts_of, write_onnx
 from .pictures import read_picture
 from .predict import Predictor
 
+# Size of the pictures that a graph is traced with: no map of a detector may have a side of 1, which
+# torch.export takes for a constant.
+EXAMPLE = (160, 224)
+
 
 def export(cfg: Config, checkpoint: str, out: Path, image: Path | None = None) -> list[dict]:
     """Write a model's ONNX files and compare them with PyTorch.
 
-    The comparison is on the picture as the config's test pipeline resizes it, and on a part of it,
-    twice, so that sizes and batches are others than those of the export.
+    The comparison is on the picture as the config's test pipeline resizes it, and on the two
+    smaller ones that the graph was traced with.
 
     Args:
         cfg (Config): A config for mmdet, mmseg or mmpretrain.
@@ -28,8 +33,8 @@ def export(cfg: Config, checkpoint: str, out: Path, image: Path | None = None) -
         image (Path, optional): A picture. Default: a drawn one.
 
     Returns:
-        list[dict]: For each file: ``file``, ``inputs`` and ``shapes`` by name, the largest
-        ``differences`` of each output.
+        list[dict]: For each file: ``file``, and by output ``shapes`` and the largest
+        ``differences``.
 
     Raises:
         ValueError: If the picture cannot be read, or the model is of none of these kinds.
@@ -39,10 +44,10 @@ def export(cfg: Config, checkpoint: str, out: Path, image: Path | None = None) -
     pixels = read_image(image)
     predictor = Predictor(cfg, checkpoint, 'cpu')
     picture = prepare(predictor, pixels)
-    small = picture[..., : max(64, picture.shape[2] // 2), : max(96, picture.shape[3] // 2)]
+    example = interpolate(picture, EXAMPLE, mode='bilinear')
     checks: list[dict[str, Any]] = []
     maps: dict[str, Tensor] = {}
-    for part in parts_of(predictor.model, torch.cat([small, small.flip(3)])):
+    for part in parts_of(predictor.model, torch.cat([example, example.flip(3)])):
         file = out.with_name(f'{out.stem}{part.name}.onnx')
         write_onnx(part, file)
         runs: list[tuple] = [(picture,), part.inputs]
