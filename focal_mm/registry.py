@@ -7,11 +7,16 @@ import warnings
 from functools import wraps
 from typing import Any
 
+from mmengine.registry import HOOKS as ROOT_OF_HOOKS
 from mmengine.registry import MODELS as ROOT
+from mmengine.registry import RUNNERS as ROOT_OF_RUNNERS
 from mmengine.registry import Registry
 
-__all__ = ['MODELS', 'register_in_root']
+__all__ = ['HOOKS', 'MODELS', 'RUNNERS', 'register_in_root']
 
+_ENGINE = dict(scope='focal_mm', locations=['focal_mm.engine'])
+HOOKS = Registry('hook', parent=ROOT_OF_HOOKS, **_ENGINE)
+RUNNERS = Registry('runner', parent=ROOT_OF_RUNNERS, **_ENGINE)
 MODELS = Registry('model', parent=ROOT, scope='focal_mm', locations=['focal_mm.heads'])
 
 

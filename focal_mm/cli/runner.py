@@ -160,10 +160,11 @@ def _paths_of(dataset: ConfigDict) -> Iterator[str]:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config, of the config's ``runner_type`` if it has one."""
+    """Build the runner of a config: its ``runner_type``, by default ours."""
     if cfg.launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
         init_process_group('gloo')  # otherwise mmengine sets a CUDA device
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    cfg.setdefault('runner_type', 'focal_mm.DurableRunner')
+    return RUNNERS.build(cfg)
 
 
 def run(cfg: Config, task: str) -> None:
