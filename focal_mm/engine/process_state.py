@@ -70,9 +70,13 @@ def restore_process(runner: Runner, processes: list[dict[str, Any]]) -> None:
         set_random_state(state['random'])
         if torch.cuda.is_available() and 'cuda' in state['random']:
             torch.cuda.set_rng_state(state['random']['cuda'].cpu())
-    parameters = dict(network.named_parameters())
-    for name, gradient in state.get('gradients', {}).items() if same else ():
-        parameters[name].grad = gradient.to(parameters[name].device)
+    if same and 'gradients' in state:
+        parameters = dict(network.named_parameters())
+        for name, gradient in state['gradients'].items():
+            parameters[name].grad = gradient.to(parameters[name].device)
+        if hasattr(runner.model, 'require_forward_param_sync'):
+            # DistributedDataParallel shares buffers only after an iteration that shared gradients.
+            runner.model.require_forward_param_sync = False
     buffers = dict(network.named_buffers())
     with torch.no_grad():
         for name, value in state.get('buffers', {}).items():
