@@ -173,8 +173,15 @@ def run(cfg: Config, task: str) -> None:
     Args:
         cfg (Config): The config, as :func:`load_config` returns it.
         task (str): ``'train'`` or ``'test'``.
+
+    Raises:
+        SystemExit: After a signal and once all is saved, with 128 plus the number of the signal.
     """
-    getattr(build_runner(cfg), task)()
+    status = 0
+    try:
+        getattr(build_runner(cfg), task)()
+    except SystemExit as stopped:
+        status = stopped.code
     if is_distributed() and get_backend() == 'gloo':
         # When processes that share a gloo group shut down, its threads sometimes abort one of them,
         # which fails the whole run. All results are written, so the processes exit without
@@ -182,4 +189,6 @@ def run(cfg: Config, task: str) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         barrier()
-        os._exit(0)
+        os._exit(status)
+    if status:
+        sys.exit(status)
