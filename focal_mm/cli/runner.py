@@ -181,7 +181,7 @@ def run(cfg: Config, task: str) -> None:
     try:
         getattr(build_runner(cfg), task)()
     except SystemExit as stopped:
-        status = stopped.code
+        status = int(stopped.code or 0)
     if is_distributed() and get_backend() == 'gloo':
         # When processes that share a gloo group shut down, its threads sometimes abort one of them,
         # which fails the whole run. All results are written, so the processes exit without

@@ -2,14 +2,16 @@
 
 from mmengine.config import Config
 
+from ..config import dicts, type_name
+
 
 def resume(cfg: Config, checkpoint: str) -> None:
     """Make a config resume a run.
 
     Args:
         cfg (Config): The config, changed in place.
-        checkpoint (str): A file, or ``'auto'``: the last checkpoint in the work folder, or a new
-            run if there is none.
+        checkpoint (str): A file, or ``'auto'``: the newest whole checkpoint in the work folder, or
+            a new run if there is none.
     """
     cfg.resume = True
     cfg.load_from = None if checkpoint == 'auto' else checkpoint
@@ -27,3 +29,22 @@ def scale_lr(cfg: Config) -> None:
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
         raise ValueError(f'--auto-scale-lr: {cfg.filename} has no auto_scale_lr.base_batch_size')
     cfg.auto_scale_lr.enable = True
+
+
+def skip_corrupt(cfg: Config, limit: int) -> None:
+    """Make a config skip training pictures that cannot be read.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        limit (int): Number of pictures that may be skipped.
+
+    Raises:
+        ValueError: If the limit is negative.
+    """
+    if limit < 0:
+        raise ValueError(f'--skip-corrupt {limit}: the number of pictures is not negative')
+    for node in list(dicts(cfg.train_dataloader)):
+        pipeline = node.get('pipeline')
+        for number, step in enumerate(pipeline if isinstance(pipeline, list) else ()):
+            if type_name(step).startswith(('LoadImage', 'LoadAnnotations')):
+                pipeline[number] = dict(type='focal_mm.SkipCorrupt', transform=step, limit=limit)

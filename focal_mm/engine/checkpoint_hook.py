@@ -35,6 +35,9 @@ class DurableCheckpointHook(CheckpointHook):
         **kwargs: Arguments of ``CheckpointHook``.
     """
 
+    backend_args: dict[str, Any] | None
+    last_ckpt: str | None
+
     def __init__(self, *args: Any, on_full_disk: str = 'stop', **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if on_full_disk not in ('stop', 'continue'):

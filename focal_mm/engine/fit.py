@@ -212,7 +212,9 @@ def _read(text: str) -> dict[str, Any]:
             self.generic_visit(node)
             if getattr(node.func, 'id', '') != 'dict' or node.args:
                 raise ValueError(ast.unparse(node))
-            keys = [word.arg and ast.Constant(word.arg) for word in node.keywords]
+            keys: list[ast.expr | None] = [
+                ast.Constant(word.arg) if word.arg else None for word in node.keywords
+            ]
             return ast.Dict(keys, [word.value for word in node.keywords])
 
     values = {}

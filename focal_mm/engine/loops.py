@@ -24,7 +24,7 @@ class _Resumable:
     dataloader: DataLoader
     runner: Runner
 
-    def __init__(self, runner: Runner, dataloader: DataLoader | dict, *args: Any, **kwargs: Any):
+    def __init__(self, runner: Runner, dataloader: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(dataloader, dict):
             dataloader = runner.build_dataloader(
                 dataloader,
@@ -36,7 +36,7 @@ class _Resumable:
             dataloader.timeout = LOADER_TIMEOUT
         self.loader_epoch = self.taken = 0
         self.validated = True
-        super().__init__(runner, dataloader, *args, **kwargs)
+        super().__init__(runner, dataloader, *args, **kwargs)  # type: ignore[call-arg]
 
     def seek(self, epoch: int, taken: int, validated: bool) -> None:
         """Set where the loop starts.
@@ -124,7 +124,7 @@ class ResumableIterLoop(_Resumable, IterBasedTrainLoop):
     def _load_endlessly(self) -> Iterator[Any]:
         while True:
             for owner in (self.dataloader, self.dataloader.batch_sampler):
-                sampler = getattr(owner, 'sampler', None)
+                sampler: Any = getattr(owner, 'sampler', None)
                 if hasattr(sampler, 'set_epoch'):
                     sampler.set_epoch(self.loader_epoch)
             yield from self._load()

@@ -187,7 +187,7 @@ class NonFiniteHook(Hook):
             'the last checkpoint is as it was. A lower learning rate or clip_grad may help'
         )
 
-    def _replay(self, runner: Runner, network: nn.Module) -> tuple[str | None, dict[str, Tensor]]:
+    def _replay(self, runner: Runner, network: Any) -> tuple[str | None, dict[str, Tensor]]:
         """Run the iteration's forward pass again; return the first module whose output is not
         finite, and the losses.
         """

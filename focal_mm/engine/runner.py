@@ -38,6 +38,7 @@ class DurableRunner(Runner):
     CPU. Without a file, resuming takes the newest whole checkpoint of the work folder.
     """
 
+    _load_from: str | None
     _resumed: dict[str, Any] | None = None
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
@@ -169,12 +170,12 @@ class DurableRunner(Runner):
             taken = round(taken * length / position['length'])
             print_log(
                 f'the checkpoint is of {processes} processes and {position["length"]} iterations '
-                f'an epoch; with {self.world_size} and {length} the run goes on, but is another one',
+                f'an epoch; with {self.world_size} and {length} it goes on, but as another run',
                 'current',
                 level=30,
             )
         loop.seek(position['epoch'], taken, state['validated'])  # type: ignore[index]
-        sampler = getattr(loop.dataloader.batch_sampler, 'sampler', None)
+        sampler: Any = getattr(loop.dataloader.batch_sampler, 'sampler', None)
         if position['seed'] is not None and hasattr(sampler, 'seed'):
             sampler.seed = position['seed']
 

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
-from tiny_run import Killed, make_runner
 from mmengine.hooks import CheckpointHook
+from tiny_run import KilledError, make_runner
 
 from focal_mm.engine import NoSpaceError, checkpoints, find_newest, write_whole
 from focal_mm.weights import CheckpointError
@@ -44,8 +44,8 @@ def fail_at_epoch(monkeypatch, epoch, error):
 
 
 def test_the_last_one_stays_until_the_next_is_whole(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        fail_at_epoch(patch, 2, Killed())
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        fail_at_epoch(patch, 2, KilledError())
         make_runner(tmp_path, **keep_one()).train()
     assert names(tmp_path) == ['best_acc_epoch_1.pth', 'epoch_1.pth', 'epoch_2.pth.part']
     runner = make_runner(tmp_path, resume=True, **keep_one())
@@ -64,15 +64,17 @@ def test_best_checkpoint_stays_until_a_better_one_is_whole(tmp_path, monkeypatch
     make_runner(tmp_path / 'a', **keep_one()).train()
     assert names(tmp_path / 'a') == ['best_acc_epoch_2.pth', 'epoch_3.pth']
     scores = iter([0.1, 0.3, 0.2])
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        fail_at_epoch(patch, '2', Killed())
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        fail_at_epoch(patch, '2', KilledError())
         make_runner(tmp_path / 'b', **keep_one()).train()
     assert 'best_acc_epoch_1.pth' in names(tmp_path / 'b')
 
 
 def test_full_disk_leaves_the_last_one_and_stops(tmp_path, monkeypatch):
     fail_at_epoch(monkeypatch, 2, OSError(errno.ENOSPC, 'full'))
-    with pytest.raises(NoSpaceError, match=r'epoch_2.pth: it needs .* MB and .* free, so .*missing'):
+    with pytest.raises(
+        NoSpaceError, match=r'epoch_2.pth: it needs .* MB and .* free, so .*missing'
+    ):
         make_runner(tmp_path, **keep_one()).train()
     assert names(tmp_path) == ['best_acc_epoch_1.pth', 'epoch_1.pth']
     assert find_newest(tmp_path) == (str(tmp_path / 'epoch_1.pth'), [])
@@ -171,5 +173,3 @@ def test_weights_alone_are_nothing_to_resume(tmp_path):
     torch.save(dict(state_dict=dict(a=torch.ones(1))), tmp_path / 'x.pth')
     with pytest.raises(CheckpointError, match='x.pth: holds weights.*load_from='):
         make_runner(tmp_path, resume=True, load_from=str(tmp_path / 'x.pth')).train()
-
-

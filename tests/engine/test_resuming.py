@@ -3,11 +3,12 @@
 import os
 import socket
 from pathlib import Path
+from signal import SIGTERM
 
 import pytest
 import torch
-from tiny_run import At, Killed, kill, make_runner
 from mmengine.dist import get_rank
+from tiny_run import At, KilledError, Net, kill, make_runner
 from torch import distributed, multiprocessing
 
 from focal_mm.engine import DurableCheckpointHook
@@ -61,7 +62,7 @@ def run_in_parts(folder: Path, ends: list[int], workers: int = 0, by_epoch: bool
         if end is None:
             runner.train()
         else:
-            with pytest.raises(Killed):
+            with pytest.raises(KilledError):
                 runner.train()
     return runner
 
@@ -96,7 +97,7 @@ def test_number_of_workers_does_not_matter(tmp_path):
     whole.train()
     torch.manual_seed(0)
     runner = make_runner(tmp_path, custom_hooks=[At(7, kill)], **every_iteration())
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         runner.train()
     runner = make_runner(tmp_path, workers=2, resume=True, **every_iteration())
     runner.train()
@@ -109,8 +110,10 @@ def test_validation_that_was_missed_is_made_up_for(tmp_path, monkeypatch):
     whole.train()
     torch.manual_seed(0)
     runner = make_runner(tmp_path / 'parts')
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(DurableCheckpointHook, 'after_val_epoch', lambda hook, runner, metrics: kill(0))
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(
+            DurableCheckpointHook, 'after_val_epoch', lambda hook, runner, metrics: kill(0)
+        )
         runner.train()
     runner = make_runner(tmp_path / 'parts', resume=True)
     runner.train()
@@ -119,14 +122,16 @@ def test_validation_that_was_missed_is_made_up_for(tmp_path, monkeypatch):
 
 def test_checkpoint_of_mmengine_goes_on_in_its_epoch(tmp_path):
     runner = make_runner(tmp_path, custom_hooks=[At(7, kill)], **every_iteration())
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         runner.train()
     path = tmp_path / 'iter_7.pth'
     content = torch.load(path, weights_only=False)
     del content[KEY]
     torch.save(content, path)
     seen = []
-    runner = make_runner(tmp_path, resume=True, custom_hooks=[At(8, lambda r: seen.append(r.epoch))])
+    runner = make_runner(
+        tmp_path, resume=True, custom_hooks=[At(8, lambda r: seen.append(r.epoch))]
+    )
     runner.train()
     assert runner.iter == 18 and seen == [1]
 
@@ -141,6 +146,7 @@ def train_two(rank: int, folder: Path, port: int) -> None:
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
+    os.chdir(folder)  # mmengine collects results there
     distributed.init_process_group('gloo')
     fields = dict(
         every_iteration(max_keep_ckpts=1),
@@ -149,11 +155,18 @@ def train_two(rank: int, folder: Path, port: int) -> None:
         optim_wrapper=ACCUMULATING,
     )
     losses = []
-    note = At(1, lambda runner: losses.append(runner.message_hub.get_scalar('train/loss').current()))
+    note = At(
+        1, lambda runner: losses.append(runner.message_hub.get_scalar('train/loss').current())
+    )
     torch.manual_seed(0)
     whole = make_runner(folder / 'whole', custom_hooks=[note], **fields)
     whole.train()
-    parts = run_in_parts(folder / 'parts', [2, 5], **fields)
+    torch.manual_seed(0)
+    signal = At(5, lambda runner: rank and os.kill(os.getpid(), SIGTERM))
+    signal.priority = 'NORMAL'
+    with pytest.raises(SystemExit):  # both end, though one has received it
+        make_runner(folder / 'parts', custom_hooks=[signal], **fields).train()
+    parts = run_in_parts(folder / 'parts', [7], **fields)
     assert everything(parts) == everything(whole)
     both: list = [None, None]
     distributed.all_gather_object(both, float(losses[0]))
@@ -184,8 +197,6 @@ def test_two_processes(tmp_path):
     ids=['shape', 'frozen', 'optimizer', 'groups', 'schedulers'],
 )
 def test_what_does_not_fit_is_one_line_before_anything_is_loaded(tmp_path, change, said):
-    from tiny_run import Net
-
     runner = make_runner(tmp_path)
     runner.train()
     net = Net(width=change.get('model', {}).get('width', 4))

@@ -101,9 +101,7 @@ make_runner({folder!r}, default_hooks=hooks, custom_hooks=[At(8, act)]).train()
 """
 
 
-@pytest.mark.parametrize(
-    'how, status', [('twice', -signal.SIGTERM), ('writing', -signal.SIGKILL)]
-)
+@pytest.mark.parametrize('how, status', [('twice', -signal.SIGTERM), ('writing', -signal.SIGKILL)])
 def test_death_of_the_process_leaves_a_whole_checkpoint(tmp_path, how, status):
     script = SCRIPT.format(here=str(HERE), how=how, folder=str(tmp_path))
     done = subprocess.run(
@@ -137,7 +135,9 @@ class Exploding(Net):
 def test_first_bad_gradient_ends_the_run_before_it_is_used(tmp_path):
     net = Exploding('gradient')
     runner = make_runner(tmp_path, model=net)
-    with pytest.raises(NonFiniteError, match='iteration 8: the gradient of head.bias is not finite'):
+    with pytest.raises(
+        NonFiniteError, match='iteration 8: the gradient of head.bias is not finite'
+    ):
         runner.train()
     assert all(value.isfinite().all() for value in net.state_dict().values())
     incident = load_incident(tmp_path / 'nonfinite_iter_8.pt')
@@ -156,7 +156,9 @@ def test_first_bad_loss_ends_the_run_and_names_the_module(tmp_path):
     with pytest.raises(NonFiniteError, match=r'iteration 8: .*output of body.0 \(Linear\)'):
         make_runner(tmp_path, model=net, custom_hooks=[At(7, spoil)]).train()
     incident = load_incident(tmp_path / 'nonfinite_iter_8.pt')
-    assert 'body.0' in incident['module'] and not torch.isfinite(torch.tensor(incident['losses']['loss']))
+    assert 'body.0' in incident['module'] and not torch.isfinite(
+        torch.tensor(incident['losses']['loss'])
+    )
 
 
 def test_an_infinite_loss_ends_the_run_too(tmp_path):

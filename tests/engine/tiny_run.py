@@ -4,6 +4,7 @@ import random
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ EPOCHS = 3
 class Noise(Dataset):
     """Samples that differ each time, by all three generators."""
 
-    metainfo = dict(classes=('a', 'b'))
+    metainfo: ClassVar = dict(classes=('a', 'b'))
 
     def __len__(self) -> int:
         return LENGTH
@@ -58,7 +59,7 @@ class Score(BaseMetric):
         return dict(acc=float(np.mean(results)))
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """The end of a run that nobody expected."""
 
 
@@ -86,7 +87,7 @@ def make_runner(work_dir: Path, workers: int = 0, by_epoch: bool = True, **field
             batch_size=4,
             sampler=dict(type='DefaultSampler', shuffle=False),
         ),
-        val_cfg=dict(),
+        val_cfg={},
         val_evaluator=dict(type=Score),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
         param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=8)],
@@ -114,4 +115,4 @@ class At(Hook):
 
 
 def kill(runner: DurableRunner) -> None:
-    raise Killed
+    raise KilledError
