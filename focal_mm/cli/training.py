@@ -1,6 +1,6 @@
 """Changes to a config that only training needs."""
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from ..config import dicts, type_name
 
@@ -47,4 +47,6 @@ def skip_corrupt(cfg: Config, limit: int) -> None:
         pipeline = node.get('pipeline')
         for number, step in enumerate(pipeline if isinstance(pipeline, list) else ()):
             if type_name(step).startswith(('LoadImage', 'LoadAnnotations')):
-                pipeline[number] = dict(type='focal_mm.SkipCorrupt', transform=step, limit=limit)
+                pipeline[number] = ConfigDict(
+                    type='focal_mm.SkipCorrupt', transform=step, limit=limit
+                )

@@ -58,8 +58,8 @@ def write_whole(data: bytes, path: str | Path) -> None:
         free = shutil.disk_usage(path.parent).free
         missing = max(len(data) - free, 0)
         raise NoSpaceError(
-            f'no space for {path}: it needs {_megabytes(len(data))} and {_megabytes(free)} are '
-            f'free, so {_megabytes(missing)} are missing'
+            f'no space for {path}: it needs {_readable(len(data))} and {_readable(free)} are '
+            f'free, so {_readable(missing)} are missing'
             + ('' if missing else ' (a quota or a limit may be lower than the disk)')
         ) from error
     _sync_folder(path.parent)
@@ -73,8 +73,8 @@ def _has_content(path: Path, data: bytes) -> bool:
         return file.read(1) == b''
 
 
-def _megabytes(size: int) -> str:
-    return f'{size / 1e6:,.1f} MB'
+def _readable(size: int) -> str:
+    return f'{size / 1e6:,.1f} MB' if size >= 1e6 else f'{size / 1e3:,.1f} kB'
 
 
 def _sync_folder(folder: Path) -> None:

@@ -73,7 +73,7 @@ def test_best_checkpoint_stays_until_a_better_one_is_whole(tmp_path, monkeypatch
 def test_full_disk_leaves_the_last_one_and_stops(tmp_path, monkeypatch):
     fail_at_epoch(monkeypatch, 2, OSError(errno.ENOSPC, 'full'))
     with pytest.raises(
-        NoSpaceError, match=r'epoch_2.pth: it needs .* MB and .* free, so .*missing'
+        NoSpaceError, match=r'epoch_2.pth: it needs .* kB and .* free, so .*missing'
     ):
         make_runner(tmp_path, **keep_one()).train()
     assert names(tmp_path) == ['best_acc_epoch_1.pth', 'epoch_1.pth']
