@@ -10,7 +10,10 @@ Names in configs
     wrapped to see to that, and warns. A child registry of scope ``focal_mm`` has the backbones and
     the classes of :mod:`focal_mm.heads`: ``focal_mm.FocalNet``, ``focal_mm.TokenClsHead``,
     ``focal_mm.FocalDINO``, ``focal_mm.BiFPN``, ``focal_mm.RepPointsV2Head``,
-    ``focal_mm.SeparateFocalLoss``.
+    ``focal_mm.SeparateFocalLoss``. Such registries of runners, hooks and transforms have what makes
+    runs survive interruptions (:mod:`focal_mm.engine`), imported where a config names it:
+    ``focal_mm.DurableRunner``, ``focal_mm.DurableCheckpointHook``, ``focal_mm.MeanLossHook``,
+    ``focal_mm.NonFiniteHook``, ``focal_mm.StopHook``, ``focal_mm.SkipCorrupt``.
 
 Missing packages
     Where mmcv has no compiled ops, ``mmcv._ext`` is :mod:`focal_mm.compat.mmcv_ops`. Where they are

@@ -234,12 +234,13 @@ class _WithoutSyncBatchNorm(Runner):
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config, of the config's ``runner_type`` if it has one."""
+    """Build the runner of a config: its ``runner_type``, by default ours."""
+    cfg.setdefault('runner_type', 'focal_mm.DurableRunner')
     if cfg.launcher == 'none' or get_device() != 'cpu':
         return RUNNERS.build(cfg)
     if cfg.launcher == 'pytorch' and not is_distributed():
         init_process_group('gloo')  # otherwise mmengine sets a CUDA device
-    name = cfg.get('runner_type', 'Runner')
+    name = cfg.runner_type
     cls: type = RUNNERS.get(name) if isinstance(name, str) else name
     if not issubclass(cls, Runner):
         return RUNNERS.build(cfg)
@@ -252,8 +253,15 @@ def run(cfg: Config, task: str) -> None:
     Args:
         cfg (Config): The config, as :func:`load_config` returns it.
         task (str): ``'train'`` or ``'test'``.
+
+    Raises:
+        SystemExit: After a signal and once all is saved, with 128 plus the number of the signal.
     """
-    getattr(build_runner(cfg), task)()
+    status = 0
+    try:
+        getattr(build_runner(cfg), task)()
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
     if is_distributed() and get_backend() == 'gloo':
         # When processes that share a gloo group shut down, its threads sometimes abort one of them,
         # which fails the whole run. All results are written, so the processes exit without
@@ -261,4 +269,6 @@ def run(cfg: Config, task: str) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         barrier()
-        os._exit(0)
+        os._exit(status)
+    if status:
+        sys.exit(status)

@@ -2,9 +2,9 @@
 
 import os
 
-from mmengine.config import Config
-from mmengine.logging import print_log
-from mmengine.runner import find_latest_checkpoint
+from mmengine.config import Config, ConfigDict
+
+from ..config import dicts, type_name
 
 
 def resume(cfg: Config, checkpoint: str) -> None:
@@ -12,19 +12,12 @@ def resume(cfg: Config, checkpoint: str) -> None:
 
     Args:
         cfg (Config): The config, changed in place.
-        checkpoint (str): A file, or ``'auto'``: the last checkpoint in the work folder. If there
-            is none, a new run starts from the config's own ``load_from``.
+        checkpoint (str): A file, or ``'auto'``: the newest whole checkpoint in the work folder. If
+            there is none, a new run starts, from the config's own ``load_from``.
     """
-    found: str | None = os.path.expanduser(checkpoint)
-    if checkpoint == 'auto':
-        found = find_latest_checkpoint(cfg.work_dir)
-        if found and not os.path.isfile(found):  # the work folder has been moved
-            found = os.path.join(cfg.work_dir, os.path.basename(found))
-    if found is None:
-        print_log(f'--resume: no checkpoint in {cfg.work_dir}, so a new run starts')
-    else:
-        cfg.load_from = found
-    cfg.resume = found is not None
+    cfg.resume = 'auto' if checkpoint == 'auto' else True
+    if checkpoint != 'auto':
+        cfg.load_from = os.path.expanduser(checkpoint)
 
 
 def scale_lr(cfg: Config) -> None:
@@ -39,3 +32,24 @@ def scale_lr(cfg: Config) -> None:
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
         raise ValueError(f'--auto-scale-lr: {cfg.filename} has no auto_scale_lr.base_batch_size')
     cfg.auto_scale_lr.enable = True
+
+
+def skip_corrupt(cfg: Config, limit: int) -> None:
+    """Make a config skip training pictures that cannot be read.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        limit (int): Number of pictures that may be skipped.
+
+    Raises:
+        ValueError: If the limit is negative.
+    """
+    if limit < 0:
+        raise ValueError(f'--skip-corrupt {limit}: the number of pictures is not negative')
+    for node in list(dicts(cfg.train_dataloader)):
+        pipeline = node.get('pipeline')
+        for number, step in enumerate(pipeline if isinstance(pipeline, list) else ()):
+            if type_name(step).startswith(('LoadImage', 'LoadAnnotations')):
+                pipeline[number] = ConfigDict(
+                    type='focal_mm.SkipCorrupt', transform=step, limit=limit
+                )

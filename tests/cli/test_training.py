@@ -1,11 +1,12 @@
 import pytest
 
 from focal_mm.cli.runner import load_config
-from focal_mm.cli.training import resume
+from focal_mm.cli.training import resume, scale_lr, skip_corrupt
 
 pytestmark = pytest.mark.stock
 
 CONFIG = 'focal_mm::mask_rcnn/focalnet_t_1x.py'
+SEGMENTOR = 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
 
 
 @pytest.fixture
@@ -13,27 +14,31 @@ def cfg(tmp_path):
     return load_config(CONFIG, str(tmp_path), options=dict(load_from='start.pth'))
 
 
-def test_run_without_checkpoints_starts_from_the_weights_of_the_config(cfg, capsys):
+def test_newest_checkpoint_is_looked_for_and_the_weights_of_the_config_kept(cfg):
     resume(cfg, 'auto')
-    assert (cfg.resume, cfg.load_from) == (False, 'start.pth')
-    assert f'no checkpoint in {cfg.work_dir}' in capsys.readouterr().out
-
-
-def test_last_checkpoint_is_resumed(cfg, tmp_path):
-    (tmp_path / 'epoch_1.pth').touch()
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
-    resume(cfg, 'auto')
-    assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / 'epoch_1.pth'))
-
-
-def test_work_folder_may_have_been_moved(cfg, tmp_path):
-    (tmp_path / 'epoch_1.pth').touch()
-    (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_1.pth')
-    resume(cfg, 'auto')
-    assert cfg.load_from == str(tmp_path / 'epoch_1.pth')
+    assert (cfg.resume, cfg.load_from) == ('auto', 'start.pth')
 
 
 def test_named_checkpoint_is_resumed(cfg, monkeypatch):
     monkeypatch.setenv('HOME', '/home/me')
     resume(cfg, '~/epoch_2.pth')
     assert (cfg.resume, cfg.load_from) == (True, '/home/me/epoch_2.pth')
+
+
+def test_learning_rate_scales_only_from_a_known_batch():
+    cfg = load_config(CONFIG)
+    scale_lr(cfg)
+    assert cfg.auto_scale_lr.enable
+    with pytest.raises(ValueError, match='base_batch_size'):
+        scale_lr(load_config(SEGMENTOR))
+
+
+def test_every_transform_that_loads_may_skip():
+    cfg = load_config(SEGMENTOR)
+    skip_corrupt(cfg, 3)
+    steps = cfg.train_dataloader.dataset.pipeline
+    assert [step.type for step in steps[:2]] == ['focal_mm.SkipCorrupt'] * 2
+    assert [step.transform.type for step in steps[:2]] == ['LoadImageFromFile', 'LoadAnnotations']
+    assert steps[0].limit == 3 and steps[2].type != 'focal_mm.SkipCorrupt'
+    with pytest.raises(ValueError, match='--skip-corrupt -1'):
+        skip_corrupt(cfg, -1)

@@ -4,8 +4,10 @@ Examples:
   focal-mm train configs/mask_rcnn/focalnet_t_1x.py
   focal-mm train focal_mm::upernet/focalnet_t.py --mini
   focal-mm train mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py --backbone focalnet_tiny_lrf_in1k
-  focal-mm train my_config.py --resume --cfg-options train_dataloader.batch_size=4
+  focal-mm train my_config.py --resume auto
   torchrun --nproc_per_node=8 -m focal_mm train my_config.py
+
+SIGTERM and SIGINT save a checkpoint, then exit with status 143 and 130.
 """
 
 import os
@@ -28,7 +30,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         const='auto',
         type=os.path.expanduser,
         metavar='CHECKPOINT',
-        help='resume from a checkpoint, by default the last one in the work folder',
+        help='resume from a checkpoint; by default, or with auto, from the newest whole one in the '
+        'work folder, and from the start if there is none',
+    )
+    parser.add_argument(
+        '--skip-corrupt',
+        type=int,
+        metavar='N',
+        help='name and skip up to N training pictures that cannot be read',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision (on a GPU)')
     parser.add_argument(
@@ -58,6 +67,8 @@ def run(args: Namespace) -> None:
     )
     if args.resume:
         training.resume(cfg, args.resume)
+    if args.skip_corrupt is not None:
+        training.skip_corrupt(cfg, args.skip_corrupt)
     if args.auto_scale_lr:
         training.scale_lr(cfg)
     runner.require_files(cfg, 'train_dataloader', 'val_dataloader')

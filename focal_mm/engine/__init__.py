@@ -1,0 +1,23 @@
+"""Runs that survive what happens to them: a runner and hooks for any config of OpenMMLab.
+
+``runner_type = 'focal_mm.DurableRunner'`` in a config has all of it; see docs/runs.md.
+"""
+
+from .checkpoint_hook import DurableCheckpointHook
+from .checkpoints import NoSpaceError, find_newest, write_whole
+from .loss_hooks import MeanLossHook, NonFiniteError, NonFiniteHook, load_incident
+from .runner import DurableRunner
+from .stop_hook import StopHook
+
+__all__ = [
+    'DurableCheckpointHook',
+    'DurableRunner',
+    'MeanLossHook',
+    'NoSpaceError',
+    'NonFiniteError',
+    'NonFiniteHook',
+    'StopHook',
+    'find_newest',
+    'load_incident',
+    'write_whole',
+]

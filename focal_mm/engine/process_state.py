@@ -1,0 +1,83 @@
+"""The state of each process beside the weights: random generators, gradients, buffers."""
+
+from typing import Any
+
+import torch
+from mmengine.dist import (
+    all_gather_object,
+    broadcast_object_list,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from .sampling import get_random_state, set_random_state
+
+
+def network_of(runner: Runner) -> nn.Module:
+    """Return the network of a runner, without what wraps it in distributed training."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def optim_wrappers(runner: Runner) -> dict[str, OptimWrapper]:
+    """Return the optimizer wrappers of a runner by name; a single one has the name ``''``."""
+    wrapper = runner.optim_wrapper
+    return {'': wrapper} if isinstance(wrapper, OptimWrapper) else dict(wrapper.items())
+
+
+def gather_processes(runner: Runner) -> list[dict[str, Any]]:
+    """Return the state of each process; all processes call this.
+
+    Returns:
+        list[dict]: For each process, the states of the random generators. Gradients that wait for
+        the rest of an accumulation. Buffers that are not those of the first process, as the
+        statistics of batch normalization are.
+    """
+    network = network_of(runner)
+    state: dict[str, Any] = dict(random=get_random_state())
+    if torch.cuda.is_available():
+        state['random']['cuda'] = torch.cuda.get_rng_state()
+    if not all(wrapper.should_update() for wrapper in optim_wrappers(runner).values()):
+        state['gradients'] = {
+            name: parameter.grad.cpu()
+            for name, parameter in network.named_parameters()
+            if parameter.grad is not None
+        }
+    if get_world_size() > 1:
+        own = {name: buffer.cpu() for name, buffer in network.named_buffers()}
+        shared = [own if is_main_process() else None]
+        broadcast_object_list(shared)
+        first: dict[str, Tensor] = shared[0]  # type: ignore[assignment]
+        state['buffers'] = {
+            name: value for name, value in own.items() if not torch.equal(value, first[name])
+        }
+    return all_gather_object(state)
+
+
+def restore_process(runner: Runner, processes: list[dict[str, Any]]) -> None:
+    """Restore what :func:`gather_processes` returned.
+
+    With another number of processes, that of the first alone, without its gradients.
+    """
+    same = len(processes) == get_world_size()
+    state = processes[get_rank() if same else 0]
+    network = network_of(runner)
+    if same:
+        set_random_state(state['random'])
+        if torch.cuda.is_available() and 'cuda' in state['random']:
+            torch.cuda.set_rng_state(state['random']['cuda'].cpu())
+    if same and 'gradients' in state:
+        parameters = dict(network.named_parameters())
+        for name, gradient in state['gradients'].items():
+            parameters[name].grad = gradient.to(parameters[name].device)
+        if hasattr(runner.model, 'require_forward_param_sync'):
+            # DistributedDataParallel shares buffers only after an iteration that shared gradients.
+            runner.model.require_forward_param_sync = False
+    buffers = dict(network.named_buffers())
+    with torch.no_grad():
+        for name, value in state.get('buffers', {}).items():
+            buffers[name].copy_(value)

@@ -1,0 +1,195 @@
+"""The runner that goes on where a run has ended, to the bit."""
+
+from typing import Any
+
+from mmengine.config import ConfigDict
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.logging import print_log
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch import nn
+
+from ..registry import RUNNERS
+from ..weights import CheckpointError
+from .checkpoint_hook import KEY
+from .checkpoints import find_newest, is_resumable, peek
+from .fit import IMPLEMENTATION, find_misfit
+from .loops import ResumableEpochLoop, ResumableIterLoop
+from .process_state import optim_wrappers
+from .stop_hook import StopHook
+
+_LOOPS = {EpochBasedTrainLoop: ResumableEpochLoop, IterBasedTrainLoop: ResumableIterLoop}
+_HOOKS = dict(
+    mean_loss=dict(type='focal_mm.MeanLossHook'),
+    nonfinite=dict(type='focal_mm.NonFiniteHook'),
+    stop=dict(type='focal_mm.StopHook'),
+)
+
+
+@RUNNERS.register_module()
+class DurableRunner(Runner):
+    """mmengine's ``Runner`` for runs that may be interrupted at any moment.
+
+    Name it in any config of OpenMMLab: ``runner_type = 'focal_mm.DurableRunner'``. In place of
+    ``CheckpointHook`` it has ``focal_mm.DurableCheckpointHook``, and the hooks ``mean_loss``,
+    ``nonfinite`` and ``stop`` beside it; ``default_hooks`` sets or, by None, removes each of them.
+
+    A run that is resumed ends with the weights of one that was never interrupted, to the bit on a
+    CPU. Without a file, resuming takes the newest whole checkpoint of the work folder; so does
+    ``resume='auto'``, which starts from ``load_from`` if there is none.
+    """
+
+    _load_from: str | None
+    _resume: bool | str
+    _resumed: dict[str, Any] | None = None
+
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """Register mmengine's default hooks and ours."""
+        hooks = {**_HOOKS, **(hooks or {})}
+        checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
+        if isinstance(checkpoint, dict) and checkpoint['type'] == 'CheckpointHook':
+            checkpoint = ConfigDict(checkpoint, type='focal_mm.DurableCheckpointHook')
+        hooks['checkpoint'] = checkpoint
+        ours = {name: hooks.pop(name) for name in _HOOKS}
+        super().register_default_hooks(hooks)
+        for hook in ours.values():
+            if hook is not None:
+                self.register_hook(hook)
+
+    def build_train_loop(self, loop: Any) -> Any:
+        """Build a training loop: of mmengine's, those that start at any iteration."""
+        if isinstance(loop, dict):
+            loop = ConfigDict(loop)
+            if 'by_epoch' in loop and 'type' not in loop:
+                kind = EpochBasedTrainLoop if loop.pop('by_epoch') else IterBasedTrainLoop
+            else:
+                kind = loop['type']
+                kind = LOOPS.get(kind) if isinstance(kind, str) else kind
+            loop['type'] = _LOOPS.get(kind, loop.get('type'))
+        return super().build_train_loop(loop)
+
+    def train(self) -> nn.Module:
+        """Train, from the start or from a checkpoint.
+
+        Raises:
+            CheckpointError: If a checkpoint is broken or does not fit.
+            FileNotFoundError: If there is no such checkpoint.
+        """
+        if self._resume:
+            self._find_checkpoint()
+        if self._resume and self._load_from:
+            self._prepare_resuming(self._load_from)
+        stop = next((hook for hook in self.hooks if isinstance(hook, StopHook)), None)
+        if stop is None:
+            return super().train()
+        with stop.listening():
+            return super().train()
+
+    def _find_checkpoint(self) -> None:
+        """Find the newest whole checkpoint, in one process for all."""
+        if self._load_from is not None and self._resume != 'auto':
+            return
+        shared: list[Any] = [None, [], None]
+        if is_main_process():
+            try:
+                shared[:2] = find_newest(self.work_dir)
+            except CheckpointError as error:
+                shared[2] = str(error)
+        broadcast_object_list(shared)
+        path, broken, refused = shared
+        if refused:
+            raise CheckpointError(refused)
+        if path is None and broken:
+            raise CheckpointError(
+                f'no checkpoint of {self.work_dir} is whole: {"; ".join(broken)}; delete them to '
+                'start a new run'
+            )
+        for message in broken:
+            print_log(f'passed over: {message}', 'current', level=30)
+        if path is None:
+            print_log(f'no checkpoint in {self.work_dir} yet, so this run begins', 'current')
+            self._resume = False
+        else:
+            print_log(f'resumes from {path}, the newest whole checkpoint', 'current')
+            self._load_from = path
+
+    def _prepare_resuming(self, path: str) -> None:
+        """Read the seed of a run, on which its loaders depend, before they are built."""
+        checkpoint = peek(path)
+        if not is_resumable(checkpoint):
+            raise CheckpointError(
+                f'{path}: holds weights, not the state of a run, so that there is nothing to '
+                f'resume; to start from these weights: load_from={path} without --resume'
+            )
+        if 'optimizer' not in checkpoint:
+            print_log(f'{path} has no state of an optimizer; it starts anew', 'current', level=30)
+        self._resumed = checkpoint
+        theirs, ours = checkpoint['meta'].get('seed'), self._randomness_cfg.get('seed')
+        if theirs is not None and theirs != ours:
+            if ours is not None:
+                print_log(f'seed {theirs} of the checkpoint, not {ours}', 'current', level=30)
+            self._randomness_cfg.update(seed=theirs)
+            self.set_randomness(**self._randomness_cfg)
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Resume from a checkpoint, once all of it is known to fit.
+
+        Raises:
+            CheckpointError: If it does not fit; nothing has been loaded then.
+        """
+        if self._resumed is None:
+            self._prepare_resuming(filename)
+        checkpoint = self._resumed
+        assert checkpoint is not None
+        state = checkpoint.get(KEY)
+        misfit = find_misfit(self, checkpoint, state)
+        if misfit:
+            raise CheckpointError(
+                f'{filename} does not fit this run: {misfit}; resume with the config of the '
+                f'checkpoint, or start a new run from its weights: load_from={filename} without '
+                '--resume'
+            )
+        self._resumed = None
+        super().resume(filename, *args, **kwargs)
+        loop = self.train_loop
+        if hasattr(loop, 'seek'):
+            self._seek(loop, state)
+
+    def _seek(self, loop: ResumableEpochLoop | ResumableIterLoop, state: dict | None) -> None:
+        """Set where the data goes on."""
+        position = (state or {}).get('position')
+        length = len(loop.dataloader)
+        if position is None:  # a checkpoint of mmengine
+            by_epoch = isinstance(loop, ResumableEpochLoop)
+            epoch = self.epoch if by_epoch else 0
+            taken = self.iter - epoch * length
+            fits = taken >= 0 and (taken <= length or not by_epoch)
+            loop.seek(epoch, taken if fits else 0, validated=True)
+            return
+        taken = position['taken']
+        processes = len(state['processes'])  # type: ignore[index]
+        if position['length'] != length or processes != self.world_size:
+            taken = round(taken * length / position['length'])
+            print_log(
+                f'the checkpoint is of {processes} processes and {position["length"]} iterations '
+                f'an epoch; with {self.world_size} and {length} it goes on, but as another run',
+                'current',
+                level=30,
+            )
+        loop.seek(position['epoch'], taken, state['validated'])  # type: ignore[index]
+        sampler: Any = getattr(loop.dataloader.batch_sampler, 'sampler', None)
+        if position['seed'] is not None and hasattr(sampler, 'seed'):
+            sampler.seed = position['seed']
+
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
+        """Load the weights of a checkpoint."""
+        checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        if self._resume and 'optimizer' in checkpoint:
+            # mmengine would run this text as Python.
+            checkpoint['meta'].pop('config', None)
+            saved = checkpoint['optimizer']
+            for name, wrapper in optim_wrappers(self).items():
+                groups = saved.get(name, saved)['param_groups']
+                for own, group in zip(wrapper.param_groups, groups):
+                    group.update({key: own[key] for key in IMPLEMENTATION if key in own})
+        return checkpoint
