@@ -462,6 +462,9 @@ def test_file_that_needs_to_run_is_refused(write, line, tmp_path, monkeypatch):
         ("_base_ = '../_base_/models/mask_rcnn_r51_fpn.py'", 'models/mask_rcnn_r50_fpn'),
         ("_base_ = './old.py'", 'base of itself'),
         (DETECTOR.replace('runner =', 'walker ='), 'max_epochs'),
+        (DETECTOR.replace("type='CocoDataset', ", ''), 'without a type'),
+        (DETECTOR.replace('CosineAnnealing', 'step'), 'lr_config.step'),
+        (DETECTOR.replace('img_scale=(1333, 800), flip', 'img_scale=800, flip'), 'could not read'),
     ],
 )
 def test_wrong_file_is_one_line(write, call, text, message):
@@ -479,6 +482,23 @@ def test_weights_of_the_command_line(write):
     assert init_cfg['checkpoint'] == 'focal://focalnet_small_srf_in1k'
     own = migrate(path, {'model.pretrained': 'mine/best.pth'}).settings['model']['backbone']
     assert own['init_cfg']['checkpoint'] == 'mine/best.pth'
+
+
+def test_backbone_of_the_swin_repository(write):
+    swin = "type='SwinTransformer', embed_dim=96, ape=False, use_checkpoint=True"
+    old = write(DETECTOR.replace("type='ResNet', depth=18, style='pytorch'", swin))
+    migration = migrate(old, {'model.pretrained': 'swin_tiny.pth'})
+    backbone = migration.settings['model']['backbone']
+    assert backbone['embed_dims'] == 96 and backbone['with_cp']
+    assert backbone['convert_weights'] and not migration.report.unknown
+
+
+def test_sizes_of_no_arch_stay(write):
+    sizes = "type='FocalNet', embed_dim=32, depths=[1, 1, 2, 1], focal_levels=[2, 2, 3, 3]"
+    old = write(DETECTOR.replace("type='ResNet', depth=18, style='pytorch'", sizes))
+    backbone = migrate(old).settings['model']['backbone']
+    assert backbone['arch'] is None and backbone['embed_dims'] == 32
+    assert backbone['focal_levels'] == (2, 2, 3, 3) and backbone['drop_path_rate'] == 0.2
 
 
 def test_command_writes_a_file_once(write, call, tmp_path):

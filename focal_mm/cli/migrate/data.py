@@ -149,11 +149,14 @@ class Data:
             return node
         several = {key: node[key] for key in _PATHS if isinstance(node.get(key), (list, tuple))}
         if several:
-            parts = [
-                {**node, **{key: values[i] for key, values in several.items()}}
-                for i in range(max(map(len, several.values())))
-            ]
+            try:
+                values = [*zip(*several.values(), strict=True)]
+            except ValueError as error:
+                raise ValueError(f'{path}: {", ".join(several)} have unequal lengths') from error
+            parts = [{**node, **dict(zip(several, row, strict=True))} for row in values]
             return self._dataset(parts, path, split, masks)
+        if not kind:
+            raise ValueError(f'{path}: a dataset without a type; a base that sets it is missing')
         return self._leaf(node, path, split, masks)
 
     def _concatenated(self, parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -57,7 +57,13 @@ def migrate(path: Path, options: dict[str, Any] | None = None) -> Migration:
     settings = _with_options(old.settings, options or {})
     _require_old(settings, path)
     types = Types(old.library)
-    cfg = _translate(settings, path, old.library, types, report)
+    try:
+        cfg = _translate(settings, path, old.library, types, report)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path}: mmdet 2 and mmseg 0 could not read this config: {type(error).__name__}: '
+            f'{error}'
+        ) from error
     types.remove_unknown(cfg, report)
     _leave_out_rest(settings, old.names, cfg, report)
     text, bases = Writer(old.library, types).write(cfg)

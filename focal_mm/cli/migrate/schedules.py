@@ -131,6 +131,8 @@ def translate_lr(
     same_unit = bool(warmup) and by_epoch == span['by_epoch']
     name = policy.lower()
     if name == 'step':
+        if 'step' not in old:
+            raise ValueError('lr_config.step: missing; say lr_config=dict(step=[8, 11])')
         step, gamma = old.pop('step'), old.pop('gamma', 0.1)
         if isinstance(step, int):
             schedulers.append(dict(type='StepLR', step_size=step, gamma=gamma, **span))
