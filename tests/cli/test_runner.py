@@ -117,7 +117,8 @@ def test_home_is_expanded_in_every_path(tmp_path, monkeypatch):
 
 def test_paths_of_pathlib_are_names(tmp_path):
     (tmp_path / 'mine.py').write_text(
-        f'from pathlib import Path\n_base_ = {CONFIG!r}\ndata_root = Path({str(tmp_path)!r})\n'
+        f'_base_ = {CONFIG!r}\nPath = __import__("pathlib").Path\n'
+        f'data_root = Path({str(tmp_path)!r})\n'
         'train_dataloader = dict(dataset=dict(data_root=data_root))\nload_from = Path("x.pth")'
     )
     cfg = load_config(str(tmp_path / 'mine.py'))
@@ -194,14 +195,15 @@ def test_settings_of_distributed_training_are_kept(without_gpu, options, expecte
     assert cfg.model_wrapper_cfg == dict(expected, device_ids=None)
 
 
-def test_models_that_synchronize_batch_norm_train_without_a_gpu(without_gpu, monkeypatch, capsys):
-    wrapped = []
+def test_models_that_synchronize_batch_norm_train_without_a_gpu(without_gpu, monkeypatch):
+    wrapped, lines = [], []
+    monkeypatch.setattr('focal_mm.cli.runner.print_log', lambda line, **_: lines.append(line))
     monkeypatch.setattr(Runner, 'wrap_model', lambda self, cfg, model: wrapped.append(model))
     runner = object.__new__(_WithoutSyncBatchNorm)
     runner.wrap_model({}, nn.Sequential(nn.SyncBatchNorm(2), nn.ReLU()))
     assert isinstance(wrapped[0][0], _BatchNorm)
     assert not isinstance(wrapped[0][0], nn.SyncBatchNorm)
-    assert 'BatchNorm instead of SyncBatchNorm' in capsys.readouterr().out
+    assert lines == ['no GPU: BatchNorm instead of SyncBatchNorm']
     assert load_config(CONFIG, launcher='mpi', options=dict(sync_bn='torch')).sync_bn is None
 
 
