@@ -9,11 +9,11 @@ from ..config import datasets_of, dicts, library, type_name
 # have their scope, since configs with classes for types have no default_scope.
 _TTA_MODELS: dict[str | None, dict] = {
     'mmdet': dict(
-        type='mmdet.DetTTAModel',
+        type='DetTTAModel',
         tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
     ),
-    'mmseg': dict(type='mmseg.SegTTAModel'),
-    'mmpretrain': dict(type='mmpretrain.AverageClsScoreTTA'),
+    'mmseg': dict(type='SegTTAModel'),
+    'mmpretrain': dict(type='AverageClsScoreTTA'),
 }
 
 
@@ -35,7 +35,9 @@ def use_tta(cfg: Config) -> None:
             'by itself, model.test_cfg.flip_test'
         )
     for dataset in datasets_of(cfg.test_dataloader):
-        dataset.pipeline = cfg.get('tta_pipeline') or _with_flip(dataset.pipeline, kind)
+        dataset.pipeline = cfg.get('tta_pipeline') or _with_flip(
+            dataset.pipeline, _scoped(cfg, 'RandomFlip')
+        )
     for node in dicts(cfg.test_evaluator):
         if 'segm' in node.get('metric', ()):
             if not cfg.model.get('roi_head', {}).get('mask_head'):
@@ -46,15 +48,24 @@ def use_tta(cfg: Config) -> None:
             print_log('--tta: mmdet merges boxes only, no masks')
             cfg.model.roi_head.mask_head = None
             node.metric = ['bbox']
-    cfg.model = ConfigDict(cfg.get('tta_model') or _TTA_MODELS[kind], module=cfg.model)
+    merging = _TTA_MODELS[kind]
+    merging = cfg.get('tta_model') or dict(merging, type=_scoped(cfg, merging['type']))
+    cfg.model = ConfigDict(merging, module=cfg.model)
 
 
-def _with_flip(pipeline: list[ConfigDict], scope: str | None) -> list[dict]:
+def _scoped(cfg: Config, name: str) -> str:
+    """Return a name of the config's library as the config builds it: with the library's scope
+    where none is set, as in configs whose types are classes.
+    """
+    return name if cfg.get('default_scope') else f'{library(cfg)}.{name}'
+
+
+def _with_flip(pipeline: list[ConfigDict], flip: str) -> list[dict]:
     """Return a test pipeline that packs every image twice, as it is and flipped."""
     *steps, pack = pipeline
     # The ground truth is loaded after the flip, because predictions are flipped back.
     annotations = [step for step in steps if type_name(step) == 'LoadAnnotations']
-    flips = [dict(type=f'{scope}.RandomFlip', prob=prob) for prob in (0.0, 1.0)]
+    flips = [dict(type=flip, prob=prob) for prob in (0.0, 1.0)]
     branches = [flips, *([step] for step in annotations), [dict(type=pack.type)]]
     return [
         *(step for step in steps if step not in annotations),
@@ -77,7 +88,7 @@ def dump_predictions(cfg: Config, out: str) -> None:
             evaluator.update(output_dir=out, keep_results=True)
     elif out.endswith(('.pkl', '.pickle')):
         evaluator = cfg.test_evaluator
-        dump = 'mmdet.DumpDetResults' if library(cfg) == 'mmdet' else 'DumpResults'
+        dump = _scoped(cfg, 'DumpDetResults') if library(cfg) == 'mmdet' else 'DumpResults'
         cfg.test_evaluator = [
             *(evaluator if isinstance(evaluator, list) else [evaluator]),
             dict(type=dump, out_file_path=out),

@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from focal_mm.cli.runner import load_config, require_files
 from focal_mm.datasets import mini_ade20k, mini_coco, subsets, use_part
+from focal_mm.datasets.mini import set_num_classes
 from focal_mm.datasets.subsets import choose, write_ade20k_part, write_coco_part
 
 pytestmark = pytest.mark.stock
@@ -257,9 +258,13 @@ def test_config_reads_the_part_and_is_tested_on_all(name, write, folder, counts,
     write(root, '10pct')
     cfg = load_config(name, options=dict(data_root=str(root)), part='10pct')
     keys = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    shapes = dict(classes=('circle', 'square', 'triangle'))
+    if folder == 'coco':  # the drawn images have three classes
+        set_num_classes(cfg.model, 3)
+        for key in keys:
+            cfg[key].dataset.metainfo = shapes
     require_files(cfg, *keys)
     init_default_scope(cfg.default_scope)
-    shapes = dict(classes=('circle', 'square', 'triangle'))
     for key, count in zip(keys, counts):
         dataset = cfg[key].dataset
         metainfo = shapes if folder == 'coco' else {}
