@@ -92,7 +92,7 @@ def prepare(predictor: Predictor, pixels: np.ndarray) -> Tensor:
     data = batch[1] if predictor.library == 'mmdet' else batch
     (inputs,) = data['inputs']
     preprocessor = predictor.model.data_preprocessor
-    flips = getattr(preprocessor, '_channel_conversion', False) or getattr(
-        preprocessor, 'to_rgb', False
-    )
+    # Of mmengine and OneDL's mmseg, of stock mmseg, of mmpretrain.
+    names = ('_channel_conversion', 'channel_conversion', 'to_rgb')
+    flips = any(getattr(preprocessor, name, False) for name in names)
     return (inputs.flip(0) if flips else inputs)[None].float()
