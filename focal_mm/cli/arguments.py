@@ -117,16 +117,23 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what changes a config, and the checkpoints that may run code."""
+def add_settings_argument(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add ``--cfg-options``, the settings of a config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=Settings,
         default={},
         metavar='KEY=VALUE',
-        help='override settings of the config; '
-        'data_root=DIR moves all data that lies in the old one',
+        help=help,
+    )
+
+
+def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what changes a config, and the checkpoints that may run code."""
+    add_settings_argument(
+        parser,
+        'override settings of the config; data_root=DIR moves all data that lies in the old one',
     )
     parser.add_argument(
         '--trust',

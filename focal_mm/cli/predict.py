@@ -17,6 +17,7 @@ from torch import nn
 
 from ..cache import whole_file
 from ..config import datasets_of, library, type_name
+from ..datasets.classes import shorten
 from .output import track
 from .pictures import (
     TILES,
@@ -186,17 +187,12 @@ def load_weights(model: nn.Module, checkpoint: str) -> dict:
     ]
     if unfit or missing:
         name = type(model).__name__
-        reason = unfit[0] if unfit else f'it lacks {_shorten(missing)}'
+        reason = unfit[0] if unfit else f'it lacks {shorten(missing, 3)}'
         raise ValueError(f'{checkpoint} is no checkpoint of this whole {name}: {reason}')
     meta = content.get('meta') or {}
     if 'CLASSES' in meta:  # of mmdet 2, mmseg 0 and mmcls 0
         return dict(classes=meta['CLASSES'], palette=meta.get('PALETTE'))
     return {key.lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}
-
-
-def _shorten(names: Sequence[str]) -> str:
-    more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-    return ', '.join(names[:3]) + more
 
 
 def _names_and_colors(model: nn.Module, metainfo: dict) -> tuple[list[str], np.ndarray]:

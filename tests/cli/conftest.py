@@ -1,11 +1,13 @@
-"""Tiny models of random weights, for commands that load one."""
+"""The command as a function, and tiny models of random weights for it to load."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
+from focal_mm.cli.main import main
 from focal_mm.cli.runner import load_config
 
 BACKBONE = {'model.backbone.embed_dims': 8, 'model.backbone.depths': [1, 1, 1, 1]}
@@ -36,6 +38,24 @@ MODELS_OF = {
     ),
     'classifier': ('focal_mm::imagenet/focalnet_t.py', BACKBONE | {'model.head.in_channels': 64}),
 }
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``focal-mm`` in this process; returns its exit status, stdout and stderr."""
+
+    def run(*args: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr('sys.argv', ['focal-mm', *map(str, args)])
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope='session')

@@ -2,24 +2,17 @@ import shutil
 
 import pytest
 
-from focal_mm.cli.main import main
 from focal_mm.datasets import mini_coco
 
 pytestmark = pytest.mark.stock
 
 
 @pytest.fixture
-def focal_mm(monkeypatch, capsys):
+def focal_mm(command):
     """Runs the command; returns its exit status, its lines on stdout and those on stderr."""
 
     def run(*args):
-        monkeypatch.setattr('sys.argv', ['focal-mm', *map(str, args)])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
+        status, out, err = command(*args)
         return status, out.splitlines(), err.splitlines()
 
     return run

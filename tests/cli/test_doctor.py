@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from focal_mm.cli import doctor
-from focal_mm.cli.main import main
 
 pytestmark = pytest.mark.stock
 
@@ -19,19 +18,9 @@ GOOD = {
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(command):
     """Runs the command; returns its exit status and its text."""
-
-    def run(*args):
-        monkeypatch.setattr('sys.argv', ['focal-mm', 'doctor', *map(str, args)])
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        return status, capsys.readouterr().out
-
-    return run
+    return lambda *args: command('doctor', *args)[:2]
 
 
 def states(checks, state):

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from focal_mm.cli import export, predict
-from focal_mm.cli.main import main
 from focal_mm.cli.runner import load_config
 from focal_mm.export import parts_of
 
@@ -18,18 +17,12 @@ OUTPUTS = {
 
 
 @pytest.fixture
-def call(tiny_models, monkeypatch, capsys):
+def call(tiny_models, command):
     """Runs the command with a model; returns its exit status and its lines on both streams."""
 
     def run(kind, *args):
         files = (tiny_models / f'{kind}.py', tiny_models / f'{kind}.pth')
-        monkeypatch.setattr('sys.argv', ['focal-mm', 'export', *map(str, (*files, *args))])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
+        status, out, err = command('export', *files, *args)
         return status, out, err.splitlines()
 
     return run

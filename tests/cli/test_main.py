@@ -17,7 +17,7 @@ from mmengine.model import BaseModule
 from focal_mm.cli import commands, output
 from focal_mm.cli.arguments import PARTS
 from focal_mm.cli.commands import completion
-from focal_mm.cli.main import COMMANDS, build_parser, main
+from focal_mm.cli.main import COMMANDS, build_parser
 from focal_mm.datasets import subsets
 
 pytestmark = pytest.mark.stock
@@ -26,17 +26,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(command):
     """Runs the command; returns its exit status, its text on stdout and its lines on stderr."""
 
     def run(*args):
-        monkeypatch.setattr('sys.argv', ['focal-mm', *args])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
+        status, out, err = command(*args)
         return status, out, err.splitlines()
 
     return run

@@ -3,13 +3,13 @@ ones. No test holds a file of another project."""
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 from mmengine.config import Config
 
-from focal_mm.cli.main import main
 from focal_mm.cli.migrate import migrate
 from focal_mm.cli.migrate.checking import Types
 from focal_mm.cli.migrate.writing import Writer, literal
@@ -136,18 +136,9 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(command):
     """Runs the command; returns its exit status, and its text on stdout and stderr."""
-
-    def run(*args):
-        monkeypatch.setattr('sys.argv', ['focal-mm', 'migrate', *map(str, args)])
-        try:
-            main()
-        except SystemExit as stop:
-            return stop.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return run
+    return partial(command, 'migrate')
 
 
 def reload(migration, path):

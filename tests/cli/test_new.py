@@ -8,7 +8,6 @@ import pytest
 from mmengine.config import Config
 
 from focal_mm.cli import new
-from focal_mm.cli.main import main
 from focal_mm.config import datasets_of, dicts
 from focal_mm.datasets import custom, require_classes
 
@@ -32,16 +31,11 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(command):
     """Runs the command; returns its exit status, its text and its lines on stderr."""
 
     def run(*args):
-        monkeypatch.setattr('sys.argv', ['focal-mm', 'new', *map(str, args)])
-        try:
-            status = main() or 0
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
+        status, out, err = command('new', *args)
         return status, out, err.splitlines()
 
     return run

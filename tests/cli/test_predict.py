@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from focal_mm.cli import predict
-from focal_mm.cli.main import main
 from focal_mm.cli.pictures import find_sources
 from focal_mm.cli.runner import load_config
 from focal_mm.datasets.shapes import draw_scene
@@ -21,18 +20,12 @@ KINDS = ('detector', 'segmentor', 'classifier')
 
 
 @pytest.fixture
-def call(tiny_models, monkeypatch, capsys):
+def call(tiny_models, command):
     """Runs the command with a model; returns its exit status and its lines on both streams."""
 
     def run(kind, *args):
         files = (tiny_models / f'{kind}.py', tiny_models / f'{kind}.pth')
-        monkeypatch.setattr('sys.argv', ['focal-mm', 'predict', *map(str, (*files, *args))])
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
+        status, out, err = command('predict', *files, *args)
         return status, out.splitlines(), err.splitlines()
 
     return run

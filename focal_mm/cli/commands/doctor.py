@@ -9,30 +9,25 @@ Examples:
 Exit status: 0 if all works, 1 if there are errors; warnings and notes do not count.
 """
 
+import os
 from argparse import ArgumentParser, Namespace
 from typing import Any
+
+from ..arguments import add_settings_argument
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the config, and how much of its data is read."""
-    from ..arguments import Settings
-
     parser.add_argument(
         '--data',
+        type=os.path.expanduser,
         metavar='CONFIG',
         help="go through a config's datasets: annotation files, label maps, pictures",
     )
     parser.add_argument(
         '--thorough', action='store_true', help='with --data: decode every picture and label map'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=Settings,
-        default={},
-        metavar='KEY=VALUE',
-        help='with --data: settings of the config, as data_root=DIR',
-    )
+    add_settings_argument(parser, 'with --data: settings of the config, as data_root=DIR')
     parser.add_argument('--json', action='store_true', help='print JSON')
     parser.set_defaults(run=run)
 
@@ -47,17 +42,17 @@ def run(args: Namespace) -> None:
 
 
 def _examine_machine(args: Namespace) -> int:
-    import json
     import sys
 
     from .. import doctor
+    from ..output import print_json
 
     if sys.stderr.isatty():
         print('importing the libraries ...', file=sys.stderr)
     checks = doctor.examine()
     errors = sum(check.state == 'error' for check in checks)
     if args.json:
-        print(json.dumps(doctor.to_json(checks), indent=2, ensure_ascii=False))
+        print_json(doctor.to_json(checks))
         return errors
     rows = [(check.state, check.name, check.detail, check.mend) for check in checks]
     _print_rows(rows)
@@ -67,24 +62,24 @@ def _examine_machine(args: Namespace) -> int:
 
 
 def _examine_data(args: Namespace) -> int:
-    import json
-    import os
     import sys
     from contextlib import redirect_stdout
     from dataclasses import asdict
 
     import focal_mm
 
+    from ..output import print_json
+
     with redirect_stdout(sys.stderr):  # messages of the libraries
         focal_mm.set_up()
         from ...datasets import check_config
         from ..runner import load_config
 
-        cfg = load_config(os.path.expanduser(args.data), options=args.cfg_options)
+        cfg = load_config(args.data, options=args.cfg_options)
         report = check_config(cfg, args.thorough)
     if args.json:
         found = dict(findings=[asdict(one) for one in report.findings], looked_at=report.looked_at)
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return report.errors
     for line in report.looked_at:
         print(line)

@@ -11,30 +11,24 @@ Examples:
 """
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
-from ..arguments import Settings
+from ..arguments import add_settings_argument, path
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the two files and the options."""
     parser.add_argument(
-        'old', metavar='OLD_CONFIG', type=Path, help='a config of mmdet 2 or mmseg 0'
+        'old', metavar='OLD_CONFIG', type=path, help='a config of mmdet 2 or mmseg 0'
     )
     parser.add_argument(
         'new',
         metavar='NEW_CONFIG',
-        type=Path,
+        type=path,
         nargs='?',
         help='file to write, which must not exist; default: print the config',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=Settings,
-        default={},
-        metavar='KEY=VALUE',
-        help='settings in the old words, which the command line of the old code had',
+    add_settings_argument(
+        parser, 'settings in the old words, which the command line of the old code had'
     )
     parser.add_argument('--json', action='store_true', help='print the result as JSON')
     parser.set_defaults(run=run)
@@ -49,11 +43,11 @@ def run(args: Namespace) -> None:
     from ..migrate import migrate
     from ..migrate.migration import describe
 
-    new = args.new.expanduser() if args.new else None
+    new = args.new
     if new and new.exists():
         raise FileExistsError(f'{new} exists; choose another name, or remove it')
     with redirect_stdout(sys.stderr):  # messages of the libraries
-        result = migrate(args.old.expanduser(), args.cfg_options)
+        result = migrate(args.old, args.cfg_options)
     if new:
         new.parent.mkdir(parents=True, exist_ok=True)
         new.write_text(result.text, encoding='utf-8')

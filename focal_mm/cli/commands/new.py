@@ -18,9 +18,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
+from ..arguments import path
 
 
 def _positive(text: str) -> int:
@@ -32,7 +30,7 @@ def _positive(text: str) -> int:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the name, the base, the data and what may be chosen otherwise."""
-    parser.add_argument('name', type=_path, help='the new file; .py may be left out')
+    parser.add_argument('name', type=path, help='the new file; .py may be left out')
     parser.add_argument(
         '--base',
         required=True,
@@ -44,7 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
             f'--{split}',
             required=True,
             nargs='+',
-            type=_path,
+            type=path,
             metavar='PATH',
             help=f'annotations and pictures for {"training" if split == "train" else "validation"}',
         )
@@ -84,10 +82,10 @@ def run(args: Namespace) -> None:
     from .. import new
 
     name = args.name
-    path = name if name.suffix == '.py' else name.with_name(f'{name.name}.py')
-    if path.exists():
-        raise FileExistsError(f'{path} exists; give another name, or move it away')
-    base_name, base = new.read_base(args.base, path.parent)
+    target = name if name.suffix == '.py' else name.with_name(f'{name.name}.py')
+    if target.exists():
+        raise FileExistsError(f'{target} exists; give another name, or move it away')
+    base_name, base = new.read_base(args.base, target.parent)
     names = _names(args.classes)
     paths = dict(train=args.train, val=args.val)
     zero_is_ignored = False
@@ -97,7 +95,7 @@ def run(args: Namespace) -> None:
         classes, zero_is_ignored = custom.name_labels(maps, names)
         sets = dict(maps)
     else:
-        boxes = custom.read_boxes(paths, path.with_suffix(''), names)
+        boxes = custom.read_boxes(paths, target.with_suffix(''), names)
         classes = custom.common_classes(boxes, names)
         sets = dict(boxes)
     cfg, plan = new.fit(
@@ -111,7 +109,7 @@ def run(args: Namespace) -> None:
         zero_is_ignored,
         None if args.backbone_only else new.published_weights(base_name),
     )
-    new.write(path, base_name, base, cfg, plan, classes)
+    new.write(target, base_name, base, cfg, plan, classes)
 
     console = Console(width=None if sys.stdout.isatty() else 200)
     new.print_summary(console, sets, classes, zero_is_ignored)
@@ -125,17 +123,17 @@ def run(args: Namespace) -> None:
             'label 0 is a class; if it means not labelled, give --classes with names from label 1'
         )
     print(
-        f'{path}: {plan.iterations} iterations of {plan.batch} pictures '
+        f'{target}: {plan.iterations} iterations of {plan.batch} pictures '
         f'({plan.epochs:.0f} epochs), learning rate {plan.lr}'
     )
     if report.errors:
-        print(f'mend the errors above; focal-mm doctor --data {_quoted(path)} looks again; then:')
+        print(f'mend the errors above; focal-mm doctor --data {_quoted(target)} looks again; then:')
     else:
         print('next:')
     launch = f'torchrun --nproc_per_node={args.gpus} -m ' if args.gpus > 1 else ''
     options = ' --launcher pytorch' if args.gpus > 1 else ''
     command = 'focal_mm' if launch else 'focal-mm'
-    print(f'  {launch}{command} train {_quoted(path)}{options}')
+    print(f'  {launch}{command} train {_quoted(target)}{options}')
     if report.errors:
         sys.exit(1)
 
@@ -148,7 +146,7 @@ def _quoted(path: Path) -> str:
 
 def _names(words: list[str] | None) -> list[str] | None:
     """Return the names of --classes, or those in the file that it names."""
-    if words is None or len(words) > 1 or not _path(words[0]).is_file():
+    if words is None or len(words) > 1 or not path(words[0]).is_file():
         return words
-    lines = _path(words[0]).read_text(encoding='utf-8-sig').splitlines()
+    lines = path(words[0]).read_text(encoding='utf-8-sig').splitlines()
     return [line.strip() for line in lines if line.strip()]
