@@ -30,6 +30,7 @@ def test_config_takes_a_step_of_training_and_testing():
     cfg = use_mini(Config.fromfile(CONFIG))
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
+    model.init_weights()
     wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type='OptimWrapper'))
     train, val = (
         DATASETS.build(loader.dataset) for loader in (cfg.train_dataloader, cfg.val_dataloader)

@@ -145,6 +145,7 @@ def test_a_step_trains_every_parameter_of_the_backbone(config):
     cfg = use_mini(cfg)
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
+    model.init_weights()  # until then, some parameters are memory that nobody has written
     options = {k: v for k, v in cfg.optim_wrapper.items() if k not in ('loss_scale', 'dtype')}
     wrapper = build_optim_wrapper(model, dict(options, type='OptimWrapper'))
     # YOLOX chooses the size of a batch by the iteration.

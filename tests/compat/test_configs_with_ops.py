@@ -107,6 +107,7 @@ def test_config_takes_a_training_and_a_test_step(name, reached):
     cfg = small(name)
     init_default_scope(scope)
     model = MODELS.build(cfg.model)
+    model.init_weights()
     data = batch(scope)
     one = {key: values[:1] for key, values in data.items()}
     optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-3))
