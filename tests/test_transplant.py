@@ -24,6 +24,7 @@ from focal_mm import transplant
 from focal_mm.backbones.base import StagedBackbone
 from focal_mm.config import dicts
 from focal_mm.datasets import use_mini
+from focal_mm.transplant.tracing import NumbersOnCpu
 
 TRACES = {}
 PAGE = Path(__file__).parents[1] / 'docs' / 'detectors.md'
@@ -71,7 +72,7 @@ def use(config, name=NAME):
 
 def build(cfg):
     init_default_scope(cfg.get('default_scope') or 'mmdet')
-    with torch.device('meta'), transplant._NumbersOnCpu():
+    with torch.device('meta'), NumbersOnCpu():
         return MODELS.build(deepcopy(cfg.model))
 
 
@@ -91,8 +92,8 @@ def _traced_once(monkeypatch):
             TRACES[key] = trace_again(node, maps)
         return TRACES[key]
 
-    trace_again = transplant._trace
-    monkeypatch.setattr(transplant, '_trace', trace)
+    trace_again = transplant.run_part
+    monkeypatch.setattr(transplant, 'run_part', trace)
 
 
 @pytest.fixture
