@@ -108,7 +108,8 @@ def used_of_mmcv() -> Iterator[object]:
 def test_what_the_packages_use_is_there():
     """So that the True of mmcv's check_ops_exist is the truth for each of their configs."""
     missing = set()
-    for module in {used.__module__ for used in used_of_mmcv()}:
+    # Some are the `apply` of a class.
+    for module in {getattr(used, '__self__', used).__module__ for used in used_of_mmcv()}:
         source = inspect.getsource(sys.modules[module])
         for ops in re.findall(r"load_ext\(\s*'_ext',\s*\[(.*?)\]", source, re.DOTALL):
             missing |= set(re.findall(r"'(\w+)'", ops)) - set(mmcv_ops.__all__)
