@@ -5,7 +5,8 @@ two launches for each level: one sums the gradient of z^l (from the convolution 
 its gate) and passes it through GELU, one computes the gradient of the kernels. Sums are in fp32 and
 without atomics, so that their order never changes.
 
-Checked in Triton's interpreter, and compiled for sm_80 and sm_90; not run or timed on a GPU.
+Checked in Triton's interpreter, and compiled for sm_80, sm_90 and sm_100; not run or timed on a
+GPU.
 
 In this file a map is (N, H, W, C), the gate of a level (N, H, W), its kernels (k * k, C).
 """
@@ -36,12 +37,15 @@ def normal(x):
 def tile(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
     """Locate the tile of this program: image, first row, columns, channels; tokens, and which of
     them are on the map.
+
+    Of the axes of a grid only the first one can have more than 65535 programs. The number of the
+    image has 64 bits, and so have all offsets, which are computed from it.
     """
-    image, across = tl.program_id(2), tl.cdiv(width, COLUMNS)
-    top = tl.program_id(1) // across * ROWS
+    image, across = tl.program_id(2).to(tl.int64), tl.cdiv(width, COLUMNS)
+    top = tl.program_id(0) // across * ROWS
     row = top + tl.arange(0, ROWS)[:, None, None]
-    column = tl.program_id(1) % across * COLUMNS + tl.arange(0, COLUMNS)[None, :, None]
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, None, :]
+    column = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)[None, :, None]
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, None, :]
     token = (image * height + row) * width + column
     return image, top, column, channel, token, (row < height) & (column < width)
 
@@ -167,9 +171,8 @@ def level_backward(
         part = normal(value)
         out_grad = tl.load(grad + at, mask, 0).to(tl.float32)
         sums = tl.sum(out_grad * value * part, 2)[:, :, None]
-        tl.store(
-            gate_grad + tl.program_id(0) * tl.num_programs(2) * height * width + token, sums, on_map
-        )
+        block = tl.program_id(1).to(tl.int64) * tl.num_programs(2) * height * width
+        tl.store(gate_grad + block + token, sums, on_map)
         carry += out_grad * tl.load(gate + token, on_map, 0).to(tl.float32)
         carry *= part + value * tl.exp(-0.5 * value * value) * 0.3989422804014327
         if z is not None:
@@ -197,7 +200,7 @@ def kernel_gradient(
     """
     i = tl.program_id(1)
     j = tl.arange(0, TAPS)[:, None, None]
-    column = tl.arange(0, COLUMNS)[None, :, None]
+    column = tl.arange(0, COLUMNS)[None, :, None].to(tl.int64)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, None, :]
     known = channel < channels
     seen = (j < K) & known
@@ -232,7 +235,7 @@ def launch(level, kernel_size: int, x: Tensor, *args: Tensor | None, **constants
     count, height, width, channels = x.shape
     across = columns(width)
     tiles = triton.cdiv(height, ROWS) * triton.cdiv(width, across)
-    level[triton.cdiv(channels, CHANNELS), tiles, count](
+    level[tiles, triton.cdiv(channels, CHANNELS), count](
         *args,
         height,
         width,
@@ -337,7 +340,7 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> Tensor:
     """
     count, height, width, channels = x.shape
     rows, blocks = count * height, triton.cdiv(channels, CHANNELS)
-    strip = triton.cdiv(rows, max(1, PROGRAMS // (blocks * kernel_size)))
+    strip = max(1, triton.cdiv(rows, max(1, PROGRAMS // (blocks * kernel_size))))
     strips = triton.cdiv(rows, strip)
     parts = x.new_empty(strips, kernel_size, kernel_size, channels, dtype=torch.float)
     taps = triton.next_power_of_2(kernel_size)

@@ -23,6 +23,7 @@ CASES = [
     (1, 8, 7, 14, 1, 13, torch.float),
     (1, 8, 3, 5, 3, 9, torch.float),
     (1, 24, 3, 4, 2, 3, torch.bfloat16),
+    (0, 8, 3, 5, 2, 3, torch.float),
 ]
 
 
@@ -36,6 +37,21 @@ def inputs(
         for part in joint.requires_grad_().split((channels, levels + 1), -1)
     ]
     return m, [*tensors, *m.focal_layers.parameters()]
+
+
+if os.environ.get('TRITON_INTERPRET'):
+    import triton
+    import triton.language as tl
+
+    from focal_mm.kernels.gated_context_triton import tile
+
+    @triton.jit
+    def far_tile(
+        out, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr
+    ):
+        """Store the last token of each image's first tile."""
+        token = tile(height, width, ROWS, COLUMNS, CHANNELS)[4]
+        tl.store(out + tl.program_id(2), tl.max(token))
 
 
 def interpret() -> None:
@@ -60,8 +76,12 @@ def interpret() -> None:
         tolerance = 1e-5 if case[-1] == torch.float else 0.03
         for one, other in zip(ours, theirs):
             assert one.dtype == case[-1]
-            worst = (one - other).abs().max() / other.abs().max()
-            assert worst < tolerance, f'{case}: {worst:.1e} off'
+            if other.numel():
+                worst = (one - other).abs().max() / (other.abs().max() or 1)
+                assert worst < tolerance, f'{case}: {worst:.1e} off'
+    last = torch.zeros(3, dtype=torch.long)
+    far_tile[1, 1, 3](last, 2**16, 2**16, ROWS=4, COLUMNS=8, CHANNELS=16)
+    assert last.tolist() == [i * 2**32 + 3 * 2**16 + 7 for i in range(3)]
     print('interpreted')
 
 
@@ -78,7 +98,7 @@ def test_interpreted_kernels_agree_with_the_formula_in_double_precision():
 
 @pytest.mark.parametrize(
     'capability, kernel, dtype',
-    [(80, 11, torch.float), (80, 3, torch.half), (90, 9, torch.bfloat16)],
+    [(80, 11, torch.float), (80, 3, torch.half), (90, 9, torch.bfloat16), (100, 9, torch.half)],
 )
 def test_what_is_launched_compiles_for_gpus(capability, kernel, dtype, monkeypatch, tmp_path):
     pytest.importorskip('triton')
@@ -115,6 +135,29 @@ def test_what_is_launched_compiles_for_gpus(capability, kernel, dtype, monkeypat
         out = gated_context_triton.forward(context, gates, *kernels, stored=stored)
         gated_context_triton.backward(out, context, gates, *kernels, *stored)
     assert [len(compiler.binaries) for compiler in compilers.values()] == [2, 3, 2]
+
+
+def test_grids_of_the_largest_maps_are_those_of_a_gpu(monkeypatch):
+    pytest.importorskip('triton')
+    from focal_mm.kernels import gated_context_triton
+
+    grids = []
+
+    class Launcher:
+        def __getitem__(self, grid: tuple[int, ...]):
+            grids.append(grid)
+            return lambda *args, **constants: None
+
+    for name in ('level_forward', 'level_backward', 'kernel_gradient'):
+        monkeypatch.setattr(gated_context_triton, name, Launcher())
+    with torch.device('meta'), torch.no_grad():
+        _, (context, gates, *kernels) = inputs(2, 96, 5000, 7000, 2, 9, torch.half)
+        assert context.numel() > 2**32
+        stored: list[Tensor] = []
+        out = gated_context_triton.forward(context, gates, *kernels, stored=stored)
+        gated_context_triton.backward(out, context, gates, *kernels, *stored)
+    assert len(grids) == 7
+    assert all(x < 2**31 and max(y, z) < 2**16 for x, y, z in grids)
 
 
 @pytest.fixture
