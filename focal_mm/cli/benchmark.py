@@ -1,32 +1,25 @@
 """Time and memory of networks, measured in turn in one process."""
 
-import ast
 import ctypes
 import gc
 import json
-import os
 import platform
 import statistics
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from time import perf_counter
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .runner import load_config
+from .networks import Foreign
 
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
@@ -78,155 +71,12 @@ class Result:
         return statistics.median(a / b for a, b in zip(self.seconds, peer.seconds))
 
 
-# ---- networks by name ----------------------------------------------------------------------------
-
-
-def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """Split ``NAME`` or ``NAME(key=value, ...)`` into the name and the arguments.
-
-    Raises:
-        ValueError: If the text is neither, or a value is not a literal.
-    """
-    name, bracket, arguments = text.partition('(')
-    try:
-        call = ast.parse(f'f({arguments}' if bracket else 'f()', mode='eval').body
-        if not isinstance(call, ast.Call) or call.args:
-            raise SyntaxError
-        return name.strip(), {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (SyntaxError, ValueError):
-        raise ValueError(
-            f'{text}: not NAME or NAME(key=value, ...) with plain values, '
-            "as FocalNet(arch='tiny_lrf', focal_windows=9)"
-        ) from None
-
-
-def build(text: str) -> 'nn.Module | PaddleNet':
-    """Build a network.
-
-    Args:
-        text (str): Name of the network, with arguments as in :func:`parse`:
-
-            - a backbone of the registry: ``FocalNet``, ``mmdet.SwinTransformer``,
-              ``mmpretrain.ConvNeXt``;
-            - a backbone of timm: ``timm.focalnet_tiny_lrf``;
-            - a class in a file, which may import from its folder: ``path/focalnet.py:FocalNet``;
-            - a Paddle class in a file, run in a separate process by a Python that has Paddle:
-              ``paddle@path/python:path/mixformer.py:MixFormer_B4``;
-            - the whole model of a config: ``configs/....py`` or ``mmdet::...``.
-
-    Raises:
-        ValueError: If there is no such network.
-    """
-    name, arguments = parse(text)
-    if name.startswith('paddle@'):
-        parts = name.removeprefix('paddle@').split(':')
-        if len(parts) != 3:
-            raise ValueError(f'{name}: a Paddle network is paddle@PYTHON:FILE.py:CLASS')
-        python, path, kind = parts
-        return PaddleNet(python, path, kind, arguments)
-    if '.py:' in name:
-        return _class_of_file(*name.rsplit(':', 1))(**arguments)
-    if name.endswith('.py'):
-        model = load_config(name, options=arguments).model
-        for part in (model, model.get('backbone', {})):
-            part.pop('init_cfg', None)
-        return MODELS.build(model)
-    scope, _, kind = name.rpartition('.')
-    if scope == 'timm':
-        import timm
-
-        if kind not in timm.list_models():
-            raise ValueError(f'{name}: timm has no such model; see timm.list_models()')
-        return timm.create_model(kind, features_only=True, **arguments)
-    if scope:
-        init_default_scope(scope)
-    if MODELS.get(name) is None:
-        raise ValueError(
-            f'{name}: no such backbone; give one of the registry (FocalNet, '
-            'mmdet.SwinTransformer), timm.NAME, FILE.py:CLASS or a config'
-        )
-    return MODELS.build(dict(type=name, **arguments))
-
-
-class PaddleNet:
-    """A Paddle network in a child process, because Paddle and torch conflict in one process.
-
-    Args:
-        python (str): Path of a Python interpreter that has Paddle.
-        path (str): File that defines the network.
-        name (str): Name of the class, or of a function that builds the network.
-        arguments (dict): Arguments of the class or function.
-    """
-
-    child = """
-import importlib.util, json, os, sys
-import paddle
-path, name, arguments = json.loads(sys.argv[1])
-sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
-spec = importlib.util.spec_from_file_location('peer', path)
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-net = getattr(module, name)(**arguments)
-for line in sys.stdin:
-    shape, train = json.loads(line)
-    net.train() if train else net.eval()
-    image = paddle.randn(shape)
-    with paddle.set_grad_enabled(train):
-        outs = net(image)
-        if train:
-            outs = outs if isinstance(outs, (list, tuple)) else [outs]
-            sum(out.square().mean() for out in outs).backward()
-            net.clear_gradients()
-    print('step done', flush=True)
-"""
-
-    def __init__(self, python: str, path: str, name: str, arguments: dict[str, Any]) -> None:
-        self.python = python
-        self.process = subprocess.Popen(
-            [python, '-c', self.child, json.dumps([path, name, arguments])],
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | dict(OMP_NUM_THREADS=str(torch.get_num_threads())),
-        )
-
-    def step(self, setting: Setting) -> None:
-        """Run one step.
-
-        Raises:
-            ValueError: If the setting is not fp32 on the CPU, or the child process has ended.
-        """
-        if setting.dtype != 'fp32' or setting.device != 'cpu':
-            raise ValueError('a peer in Paddle is measured in fp32 on the CPU only')
-        try:
-            shape = [setting.batch, 3, *setting.size]
-            print(json.dumps([shape, setting.train]), file=self.process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # then its output has ended too, see below
-        for line in self.process.stdout or ():
-            if line == 'step done\n':
-                return
-        raise ValueError(f'{self.python}: the process with Paddle ended, see above why')
-
-
-def _class_of_file(path: str, name: str) -> type:
-    if not Path(path).is_file():
-        raise ValueError(f'{path}: no such file; a peer in a file is FILE.py:CLASS')
-    sys.path.insert(0, str(Path(path).resolve().parent))
-    loader = SourceFileLoader(f'peer_{Path(path).stem}', path)
-    module = ModuleType(loader.name)
-    loader.exec_module(module)
-    if not hasattr(module, name):
-        raise ValueError(f'{path}: has no class {name}')
-    return getattr(module, name)
-
-
 # ---- one step ------------------------------------------------------------------------------------
 
 
-def make_step(net: nn.Module | PaddleNet, setting: Setting) -> Callable[[], None]:
+def make_step(net: nn.Module | Foreign, setting: Setting) -> Callable[[], None]:
     """Return a function without arguments that runs one step of a network."""
-    if isinstance(net, PaddleNet):
+    if not isinstance(net, nn.Module):
         return partial(net.step, setting)
     net.to(setting.device).train(setting.train)
     inputs = _inputs(net, setting)
@@ -401,7 +251,7 @@ class WorkCounter(TorchDispatchMode):
         return out
 
 
-def floor(net: nn.Module | PaddleNet, setting: Setting) -> float:
+def floor(net: nn.Module | Foreign, setting: Setting) -> float:
     """Estimate a lower bound of a step's time, in seconds.
 
     It is the time of the matrix products, at the rate that a large product reaches on this

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from focal_mm.cli import benchmark
+from focal_mm.cli import benchmark, networks
 from focal_mm.cli.benchmark import Report, Result, Setting
 
 pytestmark = pytest.mark.stock
@@ -14,20 +14,20 @@ SMALL = "FocalNet(arch={'embed_dims': 8, 'depths': (1, 1)}, focal_levels=1)"
 
 
 def test_name_with_arguments_is_parsed_as_literals():
-    assert benchmark.parse("a.B(c=[1, 2], d='e')") == ('a.B', dict(c=[1, 2], d='e'))
-    assert benchmark.parse('dir/file.py:Class') == ('dir/file.py:Class', {})
+    assert networks.parse("a.B(c=[1, 2], d='e')") == ('a.B', dict(c=[1, 2], d='e'))
+    assert networks.parse('dir/file.py:Class') == ('dir/file.py:Class', {})
 
 
 @pytest.mark.parametrize('text', ['A(1)', 'A(b=', 'A(b=print())'])
 def test_arguments_that_are_no_literals_are_refused(text):
     with pytest.raises(ValueError, match='NAME or NAME'):
-        benchmark.parse(text)
+        networks.parse(text)
 
 
 @pytest.mark.parametrize('name', ['FocalNat', 'mmdet.Nothing', 'timm.nothing', 'nowhere.py:A'])
 def test_unknown_network_names_itself(name):
     with pytest.raises(ValueError, match=name.split(':')[0]):
-        benchmark.build(name)
+        networks.build(name)
 
 
 def test_class_in_a_file_may_import_from_its_folder(tmp_path):
@@ -36,7 +36,7 @@ def test_class_in_a_file_may_import_from_its_folder(tmp_path):
         'import torch\nfrom beside_it import width\n'
         'class Net(torch.nn.Conv2d):\n    def __init__(self, out): super().__init__(width, out, 1)'
     )
-    assert benchmark.build(f'{tmp_path}/net.py:Net(out=5)').out_channels == 5
+    assert networks.build(f'{tmp_path}/net.py:Net(out=5)').out_channels == 5
 
 
 def test_paddle_runs_in_another_process(tmp_path):
@@ -50,7 +50,7 @@ def test_paddle_runs_in_another_process(tmp_path):
         '    def eval(self): print("noise")\n'
         '    def __call__(self, image): self.log.write_text(str(image))'
     )
-    net = benchmark.build(
+    net = networks.build(
         f'paddle@{sys.executable}:{tmp_path}/net.py:Net(log={str(tmp_path / "log")!r})'
     )
     net.process.kill()
@@ -58,7 +58,7 @@ def test_paddle_runs_in_another_process(tmp_path):
         benchmark.make_step(net, Setting((32, 64)))()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('PYTHONPATH', str(tmp_path))
-        net = benchmark.build(
+        net = networks.build(
             f'paddle@{sys.executable}:{tmp_path}/net.py:Net(log={str(tmp_path / "log")!r})'
         )
     (result,) = benchmark.compare(dict(net=benchmark.make_step(net, Setting((32, 64)))), 1)
@@ -69,13 +69,13 @@ def test_paddle_runs_in_another_process(tmp_path):
 
 def test_peer_in_paddle_that_lacks_a_part_is_refused():
     with pytest.raises(ValueError, match='PYTHON:FILE.py:CLASS'):
-        benchmark.build('paddle@mixformer.py:MixFormer_B4')
+        networks.build('paddle@mixformer.py:MixFormer_B4')
 
 
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('dtype', ['fp32', 'bf16'])
 def test_step_runs_and_leaves_no_gradients(train, dtype):
-    net = benchmark.build(SMALL)
+    net = networks.build(SMALL)
     benchmark.make_step(net, Setting((32, 32), 2, train, dtype))()
     assert net.training == train and all(p.grad is None for p in net.parameters())
 
@@ -108,7 +108,7 @@ def test_work_counts_products_and_tells_depth_wise_convolutions():
 
 def test_training_has_three_times_the_floor_of_a_forward(monkeypatch):
     monkeypatch.setattr(benchmark, '_shortest_time', lambda step, device: 1.0)
-    net = benchmark.build(SMALL)
+    net = networks.build(SMALL)
     forward, train = (benchmark.floor(net, Setting((32, 32), train=t)) for t in (False, True))
     assert 0 < forward == train / 3
 

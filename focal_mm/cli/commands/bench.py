@@ -69,23 +69,21 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Measure, and print a table a setting."""
-    from typing import cast
-
     import torch
     from torch import nn
 
-    from .. import benchmark
+    from .. import benchmark, networks
     from ..output import track
 
     device = device_of(args)
     if args.threads:
         torch.set_num_threads(args.threads)
-    nets = {name: benchmark.build(name) for name in (args.network, *args.peer)}
+    nets = {name: networks.build(name) for name in (args.network, *args.peer)}
     if args.compile:
         nets |= {
-            f'compiled {name}': cast(nn.Module, torch.compile(net, dynamic=True))
+            f'compiled@{name}': networks.build(f'compiled@{name}')
             for name, net in nets.items()
-            if not isinstance(net, benchmark.PaddleNet)
+            if isinstance(net, nn.Module)
         }
     reports = []
     settings = [

@@ -1,0 +1,289 @@
+"""Networks by name, of this project and of others, in PyTorch and in what people deploy with."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from .runner import load_config
+
+if TYPE_CHECKING:
+    from .benchmark import Setting
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Split ``NAME`` or ``NAME(key=value, ...)`` into the name and the arguments.
+
+    Raises:
+        ValueError: If the text is neither, or a value is not a literal.
+    """
+    name, bracket, arguments = text.partition('(')
+    try:
+        call = ast.parse(f'f({arguments}' if bracket else 'f()', mode='eval').body
+        if not isinstance(call, ast.Call) or call.args:
+            raise SyntaxError
+        return name.strip(), {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError):
+        raise ValueError(
+            f'{text}: not NAME or NAME(key=value, ...) with plain values, '
+            "as FocalNet(arch='tiny_lrf', focal_windows=9)"
+        ) from None
+
+
+def build(text: str) -> 'nn.Module | Foreign':
+    """Build a network.
+
+    Args:
+        text (str): Name of the network, with arguments as in :func:`parse`:
+
+            - a backbone of the registry: ``FocalNet``, ``mmdet.SwinTransformer``,
+              ``mmpretrain.ConvNeXt``;
+            - a backbone of timm: ``timm.focalnet_tiny_lrf``;
+            - a class in a file, which may import from its folder: ``path/focalnet.py:FocalNet``;
+            - any of these by another road: ``compiled@NETWORK`` by ``torch.compile``,
+              ``graphs@NETWORK`` with CUDA graphs, ``openvino@NETWORK``, ``onnxruntime@NETWORK``;
+            - a Paddle class in a file, run in a separate process by a Python that has Paddle:
+              ``paddle@path/python:path/mixformer.py:MixFormer_B4``;
+            - the whole model of a config: ``configs/....py`` or ``mmdet::...``.
+
+    Raises:
+        ValueError: If there is no such network.
+    """
+    road, at, rest = text.partition('@')
+    if at and road in _COMPILED:
+        net = build(rest)
+        if not isinstance(net, nn.Module):
+            raise ValueError(f'{text}: only a network in PyTorch can be compiled')
+        return cast(nn.Module, torch.compile(net, **_COMPILED[road]))
+    if at and road in _RUNTIMES:
+        net = build(rest)
+        if not isinstance(net, nn.Module):
+            raise ValueError(f'{text}: only a network in PyTorch can be exported')
+        return _RUNTIMES[road](net)
+    name, arguments = parse(text)
+    if name.startswith('paddle@'):
+        parts = name.removeprefix('paddle@').split(':')
+        if len(parts) != 3:
+            raise ValueError(f'{name}: a Paddle network is paddle@PYTHON:FILE.py:CLASS')
+        python, path, kind = parts
+        return PaddleNet(python, path, kind, arguments)
+    if '.py:' in name:
+        return _class_of_file(*name.rsplit(':', 1))(**arguments)
+    if name.endswith('.py'):
+        model = load_config(name, options=arguments).model
+        for part in (model, model.get('backbone', {})):
+            part.pop('init_cfg', None)
+        return MODELS.build(model)
+    scope, _, kind = name.rpartition('.')
+    if scope == 'timm':
+        import timm
+
+        if kind not in timm.list_models():
+            raise ValueError(f'{name}: timm has no such model; see timm.list_models()')
+        return timm.create_model(kind, features_only=True, **arguments)
+    if scope:
+        init_default_scope(scope)
+    if MODELS.get(name) is None:
+        raise ValueError(
+            f'{name}: no such backbone; give one of the registry (FocalNet, '
+            'mmdet.SwinTransformer), timm.NAME, FILE.py:CLASS or a config'
+        )
+    return MODELS.build(dict(type=name, **arguments))
+
+
+class Foreign(Protocol):
+    """A network that PyTorch does not run."""
+
+    def step(self, setting: 'Setting') -> None:
+        """Run one step at a setting.
+
+        Raises:
+            ValueError: If it cannot run at this setting.
+        """
+
+
+class OpenVinoNet:
+    """A network in OpenVINO, converted once for each size of image.
+
+    Args:
+        net (nn.Module): The network in PyTorch.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        try:
+            import openvino
+        except ImportError:
+            raise ValueError('openvino@ needs OpenVINO: pip install openvino') from None
+        self.core, self.net = openvino.Core(), net.eval()
+        self.compiled: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+
+    def step(self, setting: 'Setting') -> None:
+        """Run a forward pass."""
+        import openvino
+
+        _refuse_all_but_forward('OpenVINO', setting, ('fp32', 'bf16'))
+        key = (setting.batch, setting.size, setting.dtype)
+        if key not in self.compiled:
+            image = torch.randn(setting.batch, 3, *setting.size)
+            model = openvino.convert_model(self.net, example_input=image, input=[image.shape])
+            hints = dict(
+                INFERENCE_PRECISION_HINT=dict(fp32='f32', bf16='bf16')[setting.dtype],
+                INFERENCE_NUM_THREADS=torch.get_num_threads(),
+                PERFORMANCE_HINT='LATENCY',
+            )
+            self.compiled[key] = self.core.compile_model(model, 'CPU', hints), image.numpy()
+        compiled, image = self.compiled[key]
+        compiled([image])
+
+
+class OnnxRuntimeNet:
+    """A network in ONNX Runtime, exported once for each size of image.
+
+    Args:
+        net (nn.Module): The network in PyTorch.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        try:
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError:
+            raise ValueError(
+                'onnxruntime@ needs ONNX Runtime: pip install onnxruntime onnxscript'
+            ) from None
+        self.net = net.eval()
+        self.sessions: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+
+    def step(self, setting: 'Setting') -> None:
+        """Run a forward pass."""
+        import onnxruntime
+
+        _refuse_all_but_forward('ONNX Runtime', setting, ('fp32',))
+        key = (setting.batch, setting.size)
+        if key not in self.sessions:
+            image = torch.randn(setting.batch, 3, *setting.size)
+            with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+                file = str(Path(folder) / 'net.onnx')
+                torch.onnx.export(self.net, (image,), file, dynamo=True, verbose=False)
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads = torch.get_num_threads()
+                session = onnxruntime.InferenceSession(
+                    file, options, providers=['CPUExecutionProvider']
+                )
+            self.sessions[key] = session, {session.get_inputs()[0].name: image.numpy()}
+        session, inputs = self.sessions[key]
+        session.run(None, inputs)
+
+
+def _refuse_all_but_forward(name: str, setting: 'Setting', dtypes: tuple[str, ...]) -> None:
+    if setting.train or setting.device != 'cpu' or setting.dtype not in dtypes:
+        raise ValueError(
+            f'a peer in {name} is measured in a forward pass on the CPU, in {" or ".join(dtypes)}'
+        )
+
+
+class PaddleNet:
+    """A Paddle network in a child process, because Paddle and torch conflict in one process.
+
+    Args:
+        python (str): Path of a Python interpreter that has Paddle.
+        path (str): File that defines the network.
+        name (str): Name of the class, or of a function that builds the network.
+        arguments (dict): Arguments of the class or function.
+    """
+
+    child = """
+import importlib.util, json, os, sys
+import paddle
+path, name, arguments = json.loads(sys.argv[1])
+sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+spec = importlib.util.spec_from_file_location('peer', path)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+net = getattr(module, name)(**arguments)
+for line in sys.stdin:
+    shape, train = json.loads(line)
+    net.train() if train else net.eval()
+    image = paddle.randn(shape)
+    with paddle.set_grad_enabled(train):
+        outs = net(image)
+        if train:
+            outs = outs if isinstance(outs, (list, tuple)) else [outs]
+            sum(out.square().mean() for out in outs).backward()
+            net.clear_gradients()
+    print('step done', flush=True)
+"""
+
+    def __init__(self, python: str, path: str, name: str, arguments: dict[str, Any]) -> None:
+        self.python = python
+        self.process = subprocess.Popen(
+            [python, '-c', self.child, json.dumps([path, name, arguments])],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | dict(OMP_NUM_THREADS=str(torch.get_num_threads())),
+        )
+
+    def step(self, setting: 'Setting') -> None:
+        """Run one step.
+
+        Raises:
+            ValueError: If the setting is not fp32 on the CPU, or the child process has ended.
+        """
+        if setting.dtype != 'fp32' or setting.device != 'cpu':
+            raise ValueError('a peer in Paddle is measured in fp32 on the CPU only')
+        try:
+            shape = [setting.batch, 3, *setting.size]
+            print(json.dumps([shape, setting.train]), file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            pass  # then its output has ended too, see below
+        for line in self.process.stdout or ():
+            if line == 'step done\n':
+                return
+        raise ValueError(f'{self.python}: the process with Paddle ended, see above why')
+
+
+# Roads to a network: arguments of torch.compile, and classes.
+_COMPILED: dict[str, dict[str, Any]] = dict(
+    compiled=dict(dynamic=True), graphs=dict(mode='reduce-overhead')
+)
+_RUNTIMES: dict[str, Callable[[nn.Module], Foreign]] = dict(
+    openvino=OpenVinoNet, onnxruntime=OnnxRuntimeNet
+)
+
+
+def _class_of_file(path: str, name: str) -> type:
+    """Return a class of a file. Imports from mmdet 2 and its registration, as in the official
+    detectors, are left out: what they bring is not used by a network.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f'{path}: no such file; a peer in a file is FILE.py:CLASS')
+    sys.path.insert(0, str(Path(path).resolve().parent))
+    tree = ast.parse(Path(path).read_bytes(), path)
+    tree.body = [node for node in tree.body if not _of_mmdet2(node)]
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            node.decorator_list = [d for d in node.decorator_list if 'BACKBONES' not in ast.dump(d)]
+    module = ModuleType(f'peer_{Path(path).stem}')
+    sys.modules[module.__name__] = module
+    exec(compile(tree, path, 'exec'), module.__dict__)
+    if not hasattr(module, name):
+        raise ValueError(f'{path}: has no class {name}')
+    return getattr(module, name)
+
+
+def _of_mmdet2(node: ast.stmt) -> bool:
+    packages = ('mmcv_custom', 'mmdet', 'mmseg')
+    return isinstance(node, ast.ImportFrom) and (
+        node.level > 0 or (node.module or '').split('.')[0] in packages
+    )
