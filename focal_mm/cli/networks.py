@@ -124,7 +124,8 @@ class OpenVinoNet:
             import openvino
         except ImportError:
             raise ValueError('openvino@ needs OpenVINO: pip install openvino') from None
-        self.core, self.net = openvino.Core(), net.eval()
+        net.eval()  # which returns nothing where a net has its own train()
+        self.core, self.net = openvino.Core(), net
         self.compiled: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     def step(self, setting: 'Setting') -> None:
@@ -161,7 +162,8 @@ class OnnxRuntimeNet:
             raise ValueError(
                 'onnxruntime@ needs ONNX Runtime: pip install onnxruntime onnxscript'
             ) from None
-        self.net = net.eval()
+        net.eval()
+        self.net = net
         self.sessions: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     def step(self, setting: 'Setting') -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from focal_mm.cli import benchmark, networks
+from focal_mm.cli import benchmark, networks, suite
 from focal_mm.cli.benchmark import Report, Result, Setting
 
 pytestmark = pytest.mark.stock
@@ -130,3 +130,47 @@ def test_report_has_a_table_json_and_a_plot(tmp_path):
     assert saved['machine']['torch'] == torch.__version__
     benchmark.plot(reports, tmp_path / 'a.png')
     assert (tmp_path / 'a.png').read_bytes()[1:4] == b'PNG'
+
+
+@pytest.fixture
+def small_suite(monkeypatch):
+    """A suite of a small network beside itself, beside the official code, and of one that fails."""
+    bars = (suite.Bar(SMALL, 100.0, 100.0), suite.Bar(suite.OFFICIAL_FOCALNET, 1.0))
+    rows = (
+        suite.Row('forward', SMALL, Setting((64, 64)), bars, floor=0.0),
+        suite.Row('broken', 'FocalNat', Setting((64, 64))),
+    )
+    monkeypatch.setattr(suite, 'ROWS', rows)
+    monkeypatch.setattr(suite, 'NETS', {'small': SMALL})
+    return suite.Options(rounds=1, shrink=2)
+
+
+def test_suite_measures_what_it_can_and_says_why_it_cannot(small_suite, tmp_path):
+    figures = list(suite.run(small_suite, ('forward', 'broken', 'pixels', 'new size')))
+    assert [(f.work, f.verdict) for f in figures if 'memory' not in f.beside] == [
+        ('forward', 'missed'),
+        ('forward', 'met'),
+        ('forward', 'not measured'),
+        ('broken', 'not measured'),
+        ('small against pixels', figures[-2].verdict),
+        ('small at a new size', figures[-1].verdict),
+    ]
+    notes = [f.note for f in figures if f.value is None]
+    assert '--official' in notes[0] and 'FocalNat' in notes[1]
+    suite.save(figures, small_suite, tmp_path / 'a.json')
+    assert json.loads((tmp_path / 'a.json').read_text())['figures'][0]['verdict'] == 'missed'
+
+
+def test_suite_compares_with_the_official_code(small_suite, tmp_path):
+    file = tmp_path / suite.OFFICIAL_FOCALNET.partition(':')[0]
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        'import torch\nfrom mmcv_custom import load_checkpoint\nfrom ..builder import BACKBONES\n'
+        '@BACKBONES.register_module()\n'
+        'class FocalNet(torch.nn.Conv2d):\n'
+        '    def __init__(self, **kwargs): super().__init__(3, 4, 1)'
+    )
+    small_suite.official = tmp_path
+    figures = list(suite.run(small_suite, ('forward',)))
+    (time,) = (f for f in figures if f.beside == 'official code, time')
+    assert time.value is not None and time.value > 0

@@ -3,8 +3,11 @@
 Examples:
   focal-mm bench "FocalNet(arch='tiny_lrf')" --peer mmdet.SwinTransformer --size 800x1216
   focal-mm bench configs/mask_rcnn/focalnet_t_1x.py --size 320 --train --json figures.json
+  focal-mm bench --suite --official ~/code
+  focal-mm bench --suite "training step" import --json figures.json
 """
 
+import sys
 from argparse import ArgumentParser, Namespace
 
 from ..arguments import device_of, path
@@ -20,6 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the networks, the settings to measure them in, and the files to write."""
     parser.add_argument(
         'network',
+        nargs='?',
         help='a backbone as "FocalNet(arch=\'tiny_lrf\')", '
         'mmdet.SwinTransformer, timm.NAME, FILE.py:CLASS, or a config',
     )
@@ -29,6 +33,25 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=[],
         metavar='NETWORK',
         help='network to compare with; may be repeated',
+    )
+    parser.add_argument(
+        '--suite',
+        nargs='*',
+        metavar='WORK',
+        help='measure what docs/performance.md lists, each beside its bar: all of it, or the works '
+        'with any of these texts in their names',
+    )
+    parser.add_argument(
+        '--official',
+        type=path,
+        metavar='DIR',
+        help='with --suite: a folder with clones of FocalNet and Focal-Transformer',
+    )
+    parser.add_argument(
+        '--shrink',
+        type=int,
+        default=1,
+        help='with --suite: divide the sides of all images by this; default: %(default)s',
     )
     parser.add_argument(
         '--size',
@@ -78,6 +101,11 @@ def run(args: Namespace) -> None:
     device = device_of(args)
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.suite is not None:
+        _run_suite(args, device)
+        return
+    if args.network is None:
+        raise ValueError('bench: name a network to measure, or --suite')
     nets = {name: networks.build(name) for name in (args.network, *args.peer)}
     if args.compile:
         nets |= {
@@ -102,3 +130,30 @@ def run(args: Namespace) -> None:
         benchmark.save(reports, args.json)
     if args.plot:
         benchmark.plot(reports, args.plot)
+
+
+def _run_suite(args: Namespace, device: str) -> None:
+    from .. import suite
+    from ..output import print_table
+
+    options = suite.Options(args.rounds, device, args.official, args.shrink)
+    figures = []
+    for figure in suite.run(options, args.suite):
+        value = figure.note if figure.value is None else f'{figure.value:.2f}'
+        print(f'{figure.work} / {figure.beside}: {value}', file=sys.stderr, flush=True)
+        figures.append(figure)
+    print_table(
+        ('work', 'beside', 'figure', 'bar', 'verdict'),
+        (
+            (
+                f.work,
+                f.beside,
+                '' if f.value is None else round(f.value, 3),
+                '' if f.bar is None else f.bar,
+                f.note or f.verdict,
+            )
+            for f in figures
+        ),
+    )
+    if args.json:
+        suite.save(figures, options, args.json)
