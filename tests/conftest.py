@@ -1,14 +1,11 @@
-"""What all tests share, the golden cases among it: outputs of the official implementations for
-weights that follow from their names."""
+"""What all tests share."""
 
 import json
 import os
 import random
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
+import cases
 import numpy as np
 import pytest
 import torch
@@ -18,13 +15,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
 from PIL import Image
-from torch import Tensor
 
 os.environ['MPLBACKEND'] = 'Agg'
-GOLDEN = Path(__file__).parent / 'data' / 'golden'
-sys.path.insert(0, str(GOLDEN))
-
-import filler  # noqa: E402
 
 import focal_mm  # noqa: E402, F401  before any test module imports mmcv.ops
 
@@ -32,9 +24,6 @@ import focal_mm  # noqa: E402, F401  before any test module imports mmcv.ops
 torch.set_num_threads(
     max(1, (os.cpu_count() or 1) // int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1')))
 )
-
-ARGUMENTS = dict(embed_dim='embed_dims', focal_topK='focal_topk')
-OMITTED = ('num_classes', 'drop_path_rate', 'img_size', 'use_layerscale')
 
 
 @pytest.fixture(autouse=True)
@@ -78,49 +67,10 @@ def cache_of_the_run(tmp_path_factory) -> None:
         yield
 
 
-@dataclass
-class Golden:
-    """One case; ``arguments`` are those of our backbone."""
-
-    arguments: dict
-    checkpoint: dict[str, Tensor]
-    image: Tensor
-    shapes: list[list[int]]
-    outputs: list[np.ndarray]
-
-    def worst(self, maps: tuple[Tensor, ...]) -> float:
-        """Largest absolute difference to the official maps, of which every 8th channel is kept."""
-        assert [list(m.shape) for m in maps] == self.shapes[: len(maps)]
-        return max(
-            float(np.abs(ours.numpy()[:, ::8] - theirs).max())
-            for ours, theirs in zip(maps, self.outputs)
-        )
-
-
 @pytest.fixture
 def golden():
     """Loads a case by name."""
-
-    def load(name: str) -> Golden:
-        case = json.loads((GOLDEN / f'{name}.json').read_text())
-        arguments = {ARGUMENTS.get(k, k): v for k, v in case['model'].items() if k not in OMITTED}
-        if case['model'].get('use_layerscale'):
-            arguments['layer_scale_init_value'] = 1e-4
-        arguments['out_norm'] = 'norm0.weight' in case['checkpoint']
-        checkpoint = {
-            name: torch.from_numpy(np.ascontiguousarray(value))
-            for name, value in filler.state_dict(case['checkpoint']).items()
-        }
-        saved = np.load(GOLDEN / f'{name}.npz')
-        return Golden(
-            arguments,
-            checkpoint,
-            torch.from_numpy(filler.image(name, case['input_shape'])),
-            case['outputs'],
-            [saved[f'out{i}'] for i in range(len(case['outputs']))],
-        )
-
-    return load
+    return cases.load
 
 
 @pytest.fixture
