@@ -18,7 +18,7 @@ from PIL import Image
 
 os.environ['MPLBACKEND'] = 'Agg'
 
-import focal_mm  # noqa: E402, F401  before any test module imports mmcv.ops
+import focal_mm  # noqa: F401  before any test module imports mmcv.ops
 
 # Tests that run at once share the processors.
 torch.set_num_threads(
