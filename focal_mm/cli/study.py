@@ -204,24 +204,24 @@ def plan(family: str, seeds: Sequence[int], out: Path) -> list[Run]:
         out (Path): Folder of all runs.
     """
     data, out = drawn_objects(), out.resolve()
-    runs, pictures, scenes = [], {'data_root': str(data)}, {'data_root': str(data / 'scenes')}
+    pictures, scenes = {'data_root': str(data)}, {'data_root': str(data / 'scenes')}
+    first, others = [], []
     for seed in seeds:
         base = _folder(out, family, 'pretraining', BASES[family], seed)
-        runs.append(Run(base, family, 'pretraining', BASES[family], seed, pictures))
-        for variant, changes in {BASES[family]: {}, **ABLATIONS[family]}.items():
-            options = {f'model.backbone.{key}': value for key, value in changes.items()}
-            folder = _folder(out, family, 'classifier', variant, seed)
-            options |= pictures | SHORT
-            runs.append(Run(folder, family, 'classifier', variant, seed, options))
-        for peer, variant in PEERS.items():
-            folder = _folder(out, 'peers', 'classifier', variant, seed)
-            runs.append(Run(folder, peer, 'classifier', variant, seed, pictures | SHORT))
+        first.append(Run(base, family, 'pretraining', BASES[family], seed, pictures))
         for task in DENSE:
             for variant, start in STARTS[family].items():
                 folder, options = _folder(out, family, task, variant, seed), scenes | start.options
                 config = f'{family}_{task}'
-                runs.append(Run(folder, config, task, variant, seed, options, start, base))
-    return runs
+                others.append(Run(folder, config, task, variant, seed, options, start, base))
+        for variant, changes in {BASES[family]: {}, **ABLATIONS[family]}.items():
+            options = {f'model.backbone.{key}': value for key, value in changes.items()}
+            folder = _folder(out, family, 'classifier', variant, seed)
+            others.append(Run(folder, family, 'classifier', variant, seed, options | pictures | SHORT))
+        for peer, variant in PEERS.items():
+            folder = _folder(out, 'peers', 'classifier', variant, seed)
+            others.append(Run(folder, peer, 'classifier', variant, seed, pictures | SHORT))
+    return [*first, *others]
 
 
 def _folder(out: Path, family: str, task: str, variant: str, seed: int) -> Path:
@@ -243,7 +243,8 @@ def execute(runs: Sequence[Run], processes: int | None = None) -> Iterator[dict[
         ValueError: If a run fails.
     """
     processes = processes or min(os.cpu_count() or 1, MOST_PROCESSES)
-    stages = ([r for r in runs if not r.classifier], [r for r in runs if r.classifier])
+    first = {run.classifier for run in runs}
+    stages = ([r for r in runs if r.folder in first], [r for r in runs if r.folder not in first])
     if processes == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -335,6 +336,9 @@ def train(run: Run) -> dict[str, Any]:
         metrics=curves,
     )
     _write_json(record, result)
+    if run.task != 'pretraining':
+        for file in run.folder.glob('*.pth'):  # tens of megabytes, which nothing reads again
+            file.unlink()
     return result
 
 
