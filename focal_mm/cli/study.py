@@ -1,7 +1,7 @@
 """The study of transfer: do fitted weights of a classifier help a detector? See docs/study.md.
 
-Every run is a config of ``configs/study/`` with some options, trained as ``focal-mm train`` does. A
-run has a folder of its own. Its ``result.json``, which is written last, says that it is finished.
+Every run is a config of ``configs/study/`` with some options, trained as ``focal-mm train`` does,
+in a folder of its own. Its ``result.json``, which is written last, says that it is finished.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from itertools import chain
 from math import isqrt
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,6 +32,7 @@ from torch import Tensor
 from .. import __version__
 from ..config import CONFIGS, dicts
 from ..datasets import drawn_objects
+from ..weights import read_checkpoint
 from ..weights.resize import fit_kernel, fit_pooling
 from .runner import build_runner, load_config, require_files
 from .training import resume
@@ -40,11 +40,11 @@ from .training import resume
 # The metrics of each task: the name in the log, ours, and the factor that makes it percent.
 METRICS = dict(
     pretraining={'accuracy/top1': ('top-1', 1)},
-    classifier={'accuracy/top1': ('top-1', 1)},
     mask_rcnn={'coco/bbox_mAP': ('box AP', 100), 'coco/segm_mAP': ('mask AP', 100)},
     upernet={'mIoU': ('mIoU', 1)},
+    classifier={'accuracy/top1': ('top-1', 1)},
 )
-DENSE = ('mask_rcnn', 'upernet')
+DENSE = {'mask_rcnn': 'Mask R-CNN', 'upernet': 'UPerNet'}
 # Classifiers that nothing starts from train for less than the 800 iterations of the config.
 SHORT = {'train_cfg.max_iters': 300}
 # One process a core, but a process takes about 1 GiB of memory.
@@ -53,28 +53,19 @@ MOST_PROCESSES = 8
 
 # ---- how the weights of a classifier are fitted ------------------------------------------------
 
+# A fit takes the tensors of the classifier whose shapes differ from the network's, and the tensors
+# of the network, as it is initialized, that differ or that the classifier lacks.
 State = dict[str, Tensor]
 
 
 def resample(theirs: State, own: State) -> State:
-    """Return kernels resampled to the sizes of a network, scaled so that their sums stay.
-
-    Args:
-        theirs (dict): Tensors of the classifier whose shapes differ.
-        own (dict): Tensors of the network, as it is initialized, that differ or are not in the
-            classifier.
-    """
+    """Return kernels resampled to the sizes of a network, scaled so that their sums stay."""
     return {key: fit_pooling(weight, own[key].shape[-1]) for key, weight in theirs.items()}
 
 
 def crop(theirs: State, own: State) -> State:
     """Return bias tables in which each offset keeps its bias: cropped where a table shrinks, zero
     for the new offsets where it grows.
-
-    Args:
-        theirs (dict): Tensors of the classifier whose shapes differ.
-        own (dict): Tensors of the network, as it is initialized, that differ or are not in the
-            classifier.
     """
     cropped = {}
     for key, table in theirs.items():
@@ -88,15 +79,8 @@ def crop(theirs: State, own: State) -> State:
 
 
 def renew(theirs: State, own: State) -> State:
-    """Return the tensors as the network is initialized, and those that the classifier lacks.
-
-    Args:
-        theirs (dict): Tensors of the classifier whose shapes differ.
-        own (dict): Tensors of the network, as it is initialized, that differ or are not in the
-            classifier.
-    """
-    missing = own.keys() - theirs.keys()
-    return {key: own[key] for key in {*theirs, *missing}}
+    """Return the tensors as the network is initialized."""
+    return own
 
 
 @dataclass(frozen=True)
@@ -179,7 +163,7 @@ class Run:
         task (str): Name in ``METRICS``.
         variant (str): Its name in the figure.
         seed (int): Random seed.
-        options (dict): Options of the config.
+        options (dict): Options of the config. Default: none.
         start (Start): What a detector or segmentor starts from. Default: nothing special.
         classifier (Path, optional): Work folder of the classifier that it starts from. Default:
             None.
@@ -190,42 +174,40 @@ class Run:
     task: str
     variant: str
     seed: int
-    options: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
     start: Start = Start()
     classifier: Path | None = None
 
 
 def plan(family: str, seeds: Sequence[int], out: Path) -> list[Run]:
-    """Return the runs of a family, and draw their dataset if it is not there.
+    """Return the runs of a family: the classifiers that others start from, and seed by seed the
+    detectors, the segmentors and the ablations.
 
     Args:
         family (str): Name in ``STARTS``.
         seeds (sequence of int): Random seeds.
         out (Path): Folder of all runs.
     """
-    data, out = drawn_objects(), out.resolve()
-    pictures, scenes = {'data_root': str(data)}, {'data_root': str(data / 'scenes')}
-    first, others = [], []
-    for seed in seeds:
-        base = _folder(out, family, 'pretraining', BASES[family], seed)
-        first.append(Run(base, family, 'pretraining', BASES[family], seed, pictures))
+
+    def run(group: str, task: str, variant: str, seed: int, config: str, *args: Any) -> Run:
+        name = variant.replace(',', '').replace(' ', '_')
+        folder = out.resolve() / group / task / name / f'seed{seed}'
+        return Run(folder, config, task, variant, seed, *args)
+
+    base = BASES[family]
+    first = [run(family, 'pretraining', base, seed, family) for seed in seeds]
+    others = []
+    for seed, classifier in zip(seeds, (run.folder for run in first)):
         for task in DENSE:
             for variant, start in STARTS[family].items():
-                folder, options = _folder(out, family, task, variant, seed), scenes | start.options
-                config = f'{family}_{task}'
-                others.append(Run(folder, config, task, variant, seed, options, start, base))
-        for variant, changes in {BASES[family]: {}, **ABLATIONS[family]}.items():
+                about = (f'{family}_{task}', start.options, start, classifier)
+                others.append(run(family, task, variant, seed, *about))
+        for variant, changes in {base: {}, **ABLATIONS[family]}.items():
             options = {f'model.backbone.{key}': value for key, value in changes.items()}
-            folder = _folder(out, family, 'classifier', variant, seed)
-            others.append(Run(folder, family, 'classifier', variant, seed, options | pictures | SHORT))
+            others.append(run(family, 'classifier', variant, seed, family, options | SHORT))
         for peer, variant in PEERS.items():
-            folder = _folder(out, 'peers', 'classifier', variant, seed)
-            others.append(Run(folder, peer, 'classifier', variant, seed, pictures | SHORT))
+            others.append(run('peers', 'classifier', variant, seed, peer, SHORT))
     return [*first, *others]
-
-
-def _folder(out: Path, family: str, task: str, variant: str, seed: int) -> Path:
-    return out / family / task / variant.replace(',', '').replace(' ', '_') / f'seed{seed}'
 
 
 def execute(runs: Sequence[Run], processes: int | None = None) -> Iterator[dict[str, Any]]:
@@ -242,18 +224,19 @@ def execute(runs: Sequence[Run], processes: int | None = None) -> Iterator[dict[
     Raises:
         ValueError: If a run fails.
     """
+    drawn_objects()  # once, and not in each process
     processes = processes or min(os.cpu_count() or 1, MOST_PROCESSES)
-    first = {run.classifier for run in runs}
-    stages = ([r for r in runs if r.folder in first], [r for r in runs if r.folder not in first])
     if processes == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            for run in chain(*stages):
+            for run in runs:
                 yield _finish(run, partial(train, run))
         finally:
             torch.set_num_threads(threads)
         return
+    first = {run.classifier for run in runs}
+    stages = ([r for r in runs if r.folder in first], [r for r in runs if r.folder not in first])
     pool = ProcessPoolExecutor(
         processes, get_context('spawn'), torch.set_num_threads, initargs=(1,)
     )
@@ -279,7 +262,8 @@ def _finish(run: Run, result: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def train(run: Run) -> dict[str, Any]:
     """Train, unless it is done; an interrupted training goes on from its last checkpoint.
 
-    A run whose config or whose classifier has changed since starts over.
+    A run whose config or whose classifier has changed since starts over. Only the checkpoints of
+    classifiers that others start from are kept.
 
     Args:
         run (Run): The run.
@@ -294,19 +278,16 @@ def train(run: Run) -> dict[str, Any]:
     cfg = _load_config(run)
     digest = _digest(cfg, checkpoint, run.start)
     mark, record = run.folder / 'digest', run.folder / 'result.json'
-    if mark.is_file() and mark.read_text() == digest:
-        if record.is_file():
-            return json.loads(record.read_text())
-    else:
+    if not mark.is_file() or mark.read_text() != digest:
         shutil.rmtree(run.folder, ignore_errors=True)
+    elif record.is_file():
+        return json.loads(record.read_text())
     run.folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(digest)
     with (run.folder / 'log.txt').open('a') as log, redirect_stdout(log), redirect_stderr(log):
-        if checkpoint and run.start.fit:
-            checkpoint = _write_start(run, cfg.model.backbone, checkpoint)
         if checkpoint:
-            cfg.model.backbone.init_cfg.checkpoint = str(checkpoint)
-        goes_on = find_latest_checkpoint(str(run.folder)) is not None
+            start = _write_start(run, cfg.model.backbone, checkpoint)
+            cfg.model.backbone.init_cfg.checkpoint = str(start)
         resume(cfg, 'auto')
         # mmengine keeps visualizers, with their folders, by name for the whole process.
         cfg.visualizer.name = f'{run.folder} {time.time_ns()}'
@@ -315,35 +296,30 @@ def train(run: Run) -> dict[str, Any]:
         runner = build_runner(cfg)
         runner.train()
         seconds = time.process_time() - begin
-    steps = _steps(cfg)
-    curves = _curves(run, steps)
-    if curves is None and not goes_on:
-        raise ValueError('the log does not have all validations')
-    if curves is None:
-        # It was interrupted between a checkpoint and the validation after it.
-        shutil.rmtree(run.folder)
-        return train(run)
+    interval, last = cfg.train_cfg.val_interval, cfg.train_cfg.max_iters
+    steps = sorted({*range(interval, last + 1, interval), last})
     result = dict(
         task=run.task,
         variant=run.variant,
         seed=run.seed,
-        config=f'study/{run.config}.py',
         options=run.options,
-        start=checkpoint and str(checkpoint),
         parameters=round(sum(p.numel() for p in runner.model.backbone.parameters()) / 1e6, 3),
         cpu_seconds=round(seconds, 1),
         steps=steps,
-        metrics=curves,
+        metrics=_curves(run, steps),
     )
-    _write_json(record, result)
+    _write(record, json.dumps(result))
     if run.task != 'pretraining':
-        for file in run.folder.glob('*.pth'):  # tens of megabytes, which nothing reads again
+        for file in run.folder.glob('*.pth'):
             file.unlink()
     return result
 
 
 def _load_config(run: Run) -> Config:
-    options = {'randomness': dict(seed=run.seed), **run.options}
+    root = drawn_objects()
+    if run.task in DENSE:
+        root /= 'scenes'
+    options = {'randomness': dict(seed=run.seed), 'data_root': str(root), **run.options}
     if run.start.scratch:
         classifier = Config.fromfile(f'focal_mm::study/{run.config.partition("_")[0]}.py')
         # A list takes the place of the dict, and a dict would be merged with it.
@@ -363,20 +339,12 @@ def _digest(cfg: Config, checkpoint: Path | None, start: Start) -> str:
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
 
 
-def _steps(cfg: Config) -> list[int]:
-    """Return the iterations after which a run is validated."""
-    interval, last = cfg.train_cfg.val_interval, cfg.train_cfg.max_iters
-    return sorted({*range(interval, last + 1, interval), last})
-
-
-def _curves(run: Run, steps: Sequence[int]) -> dict[str, list[float]] | None:
-    """Return the values of each metric at each step, from the log; None if a step is not there."""
+def _curves(run: Run, steps: Sequence[int]) -> dict[str, list[float]]:
+    """Return the values of each metric at each step, from the log."""
     validated: dict[int, dict[str, float]] = {}
     for file in sorted(run.folder.glob('*/vis_data/scalars.json')):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = map(json.loads, file.read_text().splitlines())
         validated |= {line['step']: line for line in lines if 'lr' not in line}
-    if any(step not in validated for step in steps):
-        return None
     # mmdet logs no metric if nothing is detected.
     return {
         name: [round(factor * validated[step].get(key, 0.0), 2) for step in steps]
@@ -385,8 +353,11 @@ def _curves(run: Run, steps: Sequence[int]) -> dict[str, list[float]] | None:
 
 
 def _write_start(run: Run, backbone: ConfigDict, checkpoint: Path) -> Path:
-    """Write the weights of the classifier, fitted by ``run.start.fit``, for a backbone."""
-    assert run.start.fit is not None
+    """Return the checkpoint that a backbone starts from: the classifier's, or a file of its weights
+    fitted by ``run.start.fit``.
+    """
+    if run.start.fit is None:
+        return checkpoint
     init_default_scope('mmengine')
     torch.manual_seed(run.seed)
     net = MODELS.build({key: value for key, value in backbone.items() if key != 'init_cfg'})
@@ -394,7 +365,7 @@ def _write_start(run: Run, backbone: ConfigDict, checkpoint: Path) -> Path:
     # A detector has norms after its stages, which the classifier lacks and none of the fits change.
     own = {key: value for key, value in net.state_dict().items() if not key.startswith('norm')}
     prefix = 'backbone.'
-    saved = torch.load(checkpoint, map_location='cpu', weights_only=False)['state_dict']
+    saved = read_checkpoint(checkpoint)['state_dict']
     theirs = {key[len(prefix) :]: v for key, v in saved.items() if key.startswith(prefix)}
     fresh = {k: v for k, v in own.items() if k not in theirs or v.shape != theirs[k].shape}
     differ = {key: theirs[key] for key in theirs.keys() & fresh.keys()}
@@ -407,52 +378,60 @@ def _write_start(run: Run, backbone: ConfigDict, checkpoint: Path) -> Path:
 # ---- results -----------------------------------------------------------------------------------
 
 
-def summarize(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, dict]]]:
-    """Return mean and standard deviation over the seeds of the last value of each metric.
+def summarize(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return mean and standard deviation over the seeds.
 
     Args:
         results (sequence of dict): As :func:`train` returns them.
 
     Returns:
-        dict: By task, variant and metric: ``mean``, ``std`` (0 for one seed) and ``values``.
+        dict: By task: its ``steps``, and under ``variants`` by variant the ``parameters`` and by
+        metric ``mean`` and ``std`` at each step; ``std`` is 0 for one seed.
     """
-    summary: dict[str, dict[str, dict[str, dict]]] = {}
-    for result in results:
-        variants = summary.setdefault(result['task'], {})
-        for name, values in result['metrics'].items():
-            figures = variants.setdefault(result['variant'], {}).setdefault(name, {'values': []})
-            figures['values'].append(values[-1])
-    for variants in summary.values():
-        for metrics in variants.values():
-            for figures in metrics.values():
-                values = figures['values']
-                figures['mean'] = round(fmean(values), 2)
-                figures['std'] = round(stdev(values), 2) if len(values) > 1 else 0.0
+    summary: dict[str, dict[str, Any]] = {}
+    for task in METRICS:
+        variants: dict[str, list[Mapping[str, Any]]] = {}
+        for result in results:
+            if result['task'] == task:
+                variants.setdefault(result['variant'], []).append(result)
+        summary[task] = dict(
+            steps=next(iter(variants.values()))[0]['steps'],
+            variants={
+                variant: dict(parameters=same[0]['parameters'])
+                | {name: _spread([run['metrics'][name] for run in same]) for name in _names(task)}
+                for variant, same in variants.items()
+            },
+        )
     return summary
+
+
+def _names(task: str) -> list[str]:
+    return [name for name, _ in METRICS[task].values()]
+
+
+def _spread(curves: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    steps = list(zip(*curves))
+    std = [round(stdev(values), 2) if len(values) > 1 else 0.0 for values in steps]
+    return dict(mean=[round(fmean(values), 2) for values in steps], std=std)
 
 
 def report(
     family: str, seeds: Sequence[int], results: Sequence[Mapping[str, Any]], out: Path
 ) -> dict[str, Any]:
-    """Write the results of a family, ``FAMILY.json``, and their figure, ``FAMILY.png``.
+    """Write the results of a family to ``FAMILY.json``, ``FAMILY.md`` and ``FAMILY.png``.
 
     Args:
         family (str): Name in ``STARTS``.
         seeds (sequence of int): Random seeds.
         results (sequence of dict): As :func:`train` returns them.
-        out (Path): Folder of the two files.
+        out (Path): Folder of the files.
 
     Returns:
-        dict: What the JSON file says.
+        dict: Content of the JSON file.
     """
     names = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
-    order = {
-        name: number
-        for number, name in enumerate(
-            (BASES[family], *ABLATIONS[family], *PEERS.values(), *STARTS[family])
-        )
-    }
-    results = sorted(results, key=lambda r: (r['task'], order[r['variant']], r['seed']))
+    order = [BASES[family], *ABLATIONS[family], *PEERS.values(), *STARTS[family]]
+    results = sorted(results, key=lambda r: (r['task'], order.index(r['variant']), r['seed']))
     content = dict(
         family=family,
         seeds=list(seeds),
@@ -465,55 +444,84 @@ def report(
         summary=summarize(results),
         runs=results,
     )
-    _write_json(out / f'{family}.json', content)
+    _write(out / f'{family}.json', json.dumps(content))
+    _write(out / f'{family}.md', '\n'.join(map(_markdown, tables(content))))
     draw(content, out / f'{family}.png')
     return content
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, text: str) -> None:
     draft = path.with_suffix('.tmp')
-    draft.write_text(json.dumps(content, indent=1) + '\n')
+    draft.write_text(text + '\n')
     draft.rename(path)  # a file that is there is whole
 
 
-def draw(content: Mapping[str, Any], path: Path) -> None:
-    """Draw what :func:`report` writes: for each dense task the mean over the seeds, and a band of
-    one standard deviation, against iterations; the classifiers as bars.
+Table = list[list[str]]
+
+
+def tables(content: Mapping[str, Any]) -> list[Table]:
+    """Return a table a task, of strings: the header, and a row a variant.
+
+    Of a detector or segmentor there is the first metric at each step; of all else, the end.
 
     Args:
-        content (dict): The content of the JSON file.
+        content (dict): As :func:`report` returns it.
+    """
+    found = []
+    for task, about in content['summary'].items():
+        steps, names = about['steps'], _names(task)
+        columns = [(name, len(steps) - 1) for name in names]
+        if task in DENSE:
+            columns[:1] = [(names[0], i) for i in range(len(steps))]
+        table = [
+            [DENSE.get(task, task), 'parameters (M)', *(f'{n} at {steps[i]}' for n, i in columns)]
+        ]
+        for variant, figures in about['variants'].items():
+            pairs = ((figures[name]['mean'][i], figures[name]['std'][i]) for name, i in columns)
+            cells = (f'{mean:.1f} ± {std:.1f}' for mean, std in pairs)
+            table.append([variant, f'{figures["parameters"]:.2f}', *cells])
+        found.append(table)
+    return found
+
+
+def _markdown(table: Table) -> str:
+    header, *rows = table
+    return ''.join(f'| {" | ".join(row)} |\n' for row in (header, ['---'] * len(header), *rows))
+
+
+def draw(content: Mapping[str, Any], path: Path) -> None:
+    """Draw the first metric of each dense task, the mean over the seeds and a band of one standard
+    deviation, against iterations; and the classifiers as bars.
+
+    Args:
+        content (dict): As :func:`report` returns it.
         path (Path): The picture.
     """
-    summary, runs = content['summary'], content['runs']
+    summary = content['summary']
     figure = Figure(figsize=(15, 4.6), layout='constrained')
-    panels = figure.subplots(1, 3)
-    for task, title, axes in zip(DENSE, ('Mask R-CNN', 'UPerNet'), panels):
-        metric = next(iter(METRICS[task].values()))[0]
-        for variant in summary[task]:
-            same = [r for r in runs if (r['task'], r['variant']) == (task, variant)]
-            steps = same[0]['steps']
-            seeds = list(zip(*(r['metrics'][metric] for r in same)))
-            means = [fmean(values) for values in seeds]
-            spread = [stdev(values) if len(values) > 1 else 0.0 for values in seeds]
-            (line,) = axes.plot(steps, means, marker='o', markersize=3, label=variant)
-            low, high = ([m + sign * s for m, s in zip(means, spread)] for sign in (-1, 1))
+    *curves, bars = figure.subplots(1, 1 + len(DENSE))
+    for (task, title), axes in zip(DENSE.items(), curves):
+        steps, metric = summary[task]['steps'], _names(task)[0]
+        for variant, figures in summary[task]['variants'].items():
+            mean, std = figures[metric]['mean'], figures[metric]['std']
+            (line,) = axes.plot(steps, mean, marker='o', markersize=3, label=variant)
+            low, high = ([m + sign * s for m, s in zip(mean, std)] for sign in (-1, 1))
             axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
         axes.set(title=title, xlabel='iteration', ylabel=f'{metric} (%)', ylim=(0, None))
         axes.grid(axis='y', color='0.92')
         axes.legend(frameon=False)
-    bars = {name: metrics['top-1'] for name, metrics in summary['classifier'].items()}
-    axes = panels[-1]
-    axes.barh(
-        list(bars),
-        [figures['mean'] for figures in bars.values()],
-        xerr=[figures['std'] for figures in bars.values()],
-        color=['0.6' if name in PEERS.values() else 'C0' for name in bars],
+    ends = {name: figures['top-1'] for name, figures in summary['classifier']['variants'].items()}
+    bars.barh(
+        list(ends),
+        [figures['mean'][-1] for figures in ends.values()],
+        xerr=[figures['std'][-1] for figures in ends.values()],
+        color=['0.6' if name in PEERS.values() else 'C0' for name in ends],
         capsize=3,
     )
-    axes.invert_yaxis()
-    axes.set(title='Classifiers', xlabel='top-1 (%)')
-    for panel in panels:
-        panel.spines[['top', 'right']].set_visible(False)
+    bars.invert_yaxis()
+    bars.set(title='Classifiers', xlabel='top-1 (%)')
+    for axes in (*curves, bars):
+        axes.spines[['top', 'right']].set_visible(False)
     count = len(content['seeds'])
     figure.suptitle(f'{content["family"]}: mean and standard deviation of {count} seeds')
     figure.savefig(path, dpi=100)

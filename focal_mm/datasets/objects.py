@@ -3,7 +3,7 @@
 They are harder than the mini datasets of :mod:`.shapes`. An object has one of five outlines and one
 of four textures; its colors say nothing. Strokes and textured scraps clutter the ground. The 20
 classes of the pictures are the pairs of an outline and a texture, so that a classifier needs both
-near and far context. Of a scene, the boxes and polygons tell the outlines, and the map the textures.
+near and far context. The boxes and polygons of a scene tell the outlines, its map the textures.
 """
 
 import json
