@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from math import isqrt
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import fmean, stdev
+from threading import Thread
 from typing import Any
 
 import torch
@@ -237,9 +238,7 @@ def execute(runs: Sequence[Run], processes: int | None = None) -> Iterator[dict[
         return
     first = {run.classifier for run in runs}
     stages = ([r for r in runs if r.folder in first], [r for r in runs if r.folder not in first])
-    pool = ProcessPoolExecutor(
-        processes, get_context('spawn'), torch.set_num_threads, initargs=(1,)
-    )
+    pool = ProcessPoolExecutor(processes, get_context('spawn'), _set_up_process)
     try:
         for stage in stages:
             futures = {pool.submit(train, run): run for run in stage}
@@ -247,6 +246,19 @@ def execute(runs: Sequence[Run], processes: int | None = None) -> Iterator[dict[
                 yield _finish(futures[future], future.result)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _set_up_process() -> None:
+    torch.set_num_threads(1)
+    Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    # Nothing else ends the processes of a command that is killed.
+    parent = parent_process()
+    if parent:
+        parent.join()
+    os._exit(1)
 
 
 def _finish(run: Run, result: Callable[[], dict[str, Any]]) -> dict[str, Any]:
