@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from math import isqrt
 from multiprocessing import get_context, parent_process
@@ -238,27 +238,33 @@ def execute(runs: Sequence[Run], processes: int | None = None) -> Iterator[dict[
         return
     first = {run.classifier for run in runs}
     stages = ([r for r in runs if r.folder in first], [r for r in runs if r.folder not in first])
-    pool = ProcessPoolExecutor(processes, get_context('spawn'), _set_up_process)
+    pool = ProcessPoolExecutor(
+        processes, get_context('spawn'), torch.set_num_threads, initargs=(1,)
+    )
     try:
         for stage in stages:
-            futures = {pool.submit(train, run): run for run in stage}
+            futures = {pool.submit(_train_in_pool, run): run for run in stage}
             for future in as_completed(futures):
                 yield _finish(futures[future], future.result)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _set_up_process() -> None:
-    torch.set_num_threads(1)
-    Thread(target=_exit_with_parent, daemon=True).start()
+def _train_in_pool(run: Run) -> dict[str, Any]:
+    _end_with_parent()
+    return train(run)
 
 
-def _exit_with_parent() -> None:
-    # Nothing else ends the processes of a command that is killed.
-    parent = parent_process()
-    if parent:
-        parent.join()
-    os._exit(1)
+@cache
+def _end_with_parent() -> None:
+    """Let nothing go on in this process when the command is killed."""
+
+    def wait() -> None:
+        if parent := parent_process():
+            parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _finish(run: Run, result: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 import json
 import shutil
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from focal_mm.cli.main import main
 from focal_mm.datasets import objects
 
 pytestmark = pytest.mark.stock
-CONFIGS = Path(__file__).parents[2] / 'configs' / 'study'
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs' / 'study'
 # Two steps on two images each, both validated.
 TINY = {
     'train_cfg.max_iters': 2,
@@ -24,133 +27,143 @@ TINY = {
     'param_scheduler.1.begin': 1,
     'default_hooks.checkpoint.interval': 1,
 }
+STARTS = ['kernels zero-padded', 'from scratch']
 
 
 @pytest.fixture(scope='module')
-def few(tmp_path_factory):
-    """Few pictures and scenes, in a cache of their own."""
+def patch():
+    """Few pictures and scenes, in a cache of their own, and configs that are not laid out."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('FOCAL_MM_CACHE', str(tmp_path_factory.mktemp('cache')))
         patch.setattr(objects, 'NUM_PICTURES', {'train': 20, 'val': 20})
         patch.setattr(objects, 'NUM_SCENES', {'train': 4, 'val': 2})
-        yield
+        patch.setattr(Config, 'pretty_text', property(lambda cfg: f'cfg = {cfg.to_dict()!r}'))
+        yield patch
 
 
-@pytest.fixture
-def command(few, monkeypatch, capsys):
-    """Runs a tiny study in this process; returns its status and its lines on both streams."""
-    plan, execute = study.plan, study.execute
-    monkeypatch.setattr(
+@pytest.fixture(scope='module')
+def execute():
+    return study.execute
+
+
+@pytest.fixture(scope='module')
+def repeat(patch, execute, tmp_path_factory):
+    """Runs a tiny study in this process; returns its folder and what it prints."""
+    folder, plan = tmp_path_factory.mktemp('study'), study.plan
+    patch.setenv('FOCAL_MM_CACHE', str(folder / 'cache'))
+    patch.setattr(
         study,
         'plan',
         lambda *args: [replace(run, options=run.options | TINY) for run in plan(*args)],
     )
-    monkeypatch.setattr(study, 'execute', lambda runs: execute(runs, processes=1))
-    monkeypatch.setitem(study.ABLATIONS, 'focalnet', {'1 level': dict(focal_levels=1)})
-    starts = study.STARTS['focalnet']
-    kept = {name: starts[name] for name in ('kernels zero-padded', 'kernels resampled')}
-    monkeypatch.setitem(study.STARTS, 'focalnet', kept | {'from scratch': starts['from scratch']})
+    patch.setattr(study, 'execute', lambda runs: execute(runs, processes=1))
+    patch.setitem(study.ABLATIONS, 'focalnet', {'1 level': dict(focal_levels=1)})
+    patch.setitem(study.STARTS, 'focalnet', {n: study.STARTS['focalnet'][n] for n in STARTS})
+    patch.setattr(study, 'PEERS', {'swin': 'Swin'})
+    argv = ['focal-mm', 'study', 'focalnet', '--seeds', '1', '--out', str(folder / 'out')]
+    patch.setattr('sys.argv', argv)
 
-    def run(*args):
-        monkeypatch.setattr('sys.argv', ['focal-mm', 'study', *map(str, args)])
-        status = 0
-        try:
+    def repeat():
+        with redirect_stdout(StringIO()) as out:
             main()
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
-        return status, out.splitlines(), err.splitlines()
+        return folder / 'out', out.getvalue().splitlines()
 
-    return run
+    return repeat
+
+
+@pytest.fixture(scope='module')
+def first(repeat):
+    return repeat()
 
 
 def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob('*') if path.is_file()}
 
 
-def test_study_trains_reports_and_repeats_nothing(command, tmp_path):
-    status, lines, errors = command('focalnet', '--seeds', 1, '--out', tmp_path)
-    assert status == 0, errors
-    assert lines[0].startswith('focalnet 1/11: pretraining, focal modulation, seed 1: top-1 ')
-    assert any('kernels zero-padded' in line and '±' in line for line in lines)
-
-    content = json.loads((tmp_path / 'focalnet.json').read_text())
-    assert (tmp_path / 'focalnet.png').stat().st_size > 10_000
+def test_study_reports_every_run(first):
+    folder, lines = first
+    assert lines[0].startswith('focalnet 1/8: pretraining, focal modulation, seed 1: top-1 ')
+    content = json.loads((folder / 'focalnet.json').read_text())
+    assert (folder / 'focalnet.png').stat().st_size > 10_000
     assert content['seeds'] == [1] and content['versions']['torch'] == torch.__version__
     assert content['configs']['focalnet'] == (CONFIGS / 'focalnet.py').read_text()
-    classifiers = ['focal modulation', '1 level', 'Swin', 'ConvNeXt']
-    assert list(content['summary']['classifier']) == classifiers
-    starts = ['kernels zero-padded', 'kernels resampled', 'from scratch']
-    for task, metrics in (('mask_rcnn', ['box AP', 'mask AP']), ('upernet', ['mIoU'])):
-        assert list(content['summary'][task]) == starts
-        for figures in content['summary'][task].values():
-            assert list(figures) == metrics
+    assert str(Path.home()) not in json.dumps(content) and str(folder) not in json.dumps(content)
+    rows = {task: list(about['variants']) for task, about in content['summary'].items()}
+    assert rows == dict(
+        pretraining=['focal modulation'],
+        mask_rcnn=STARTS,
+        upernet=STARTS,
+        classifier=['focal modulation', '1 level', 'Swin'],
+    )
     for run in content['runs']:
         assert run['steps'] == [1, 2] and run['seed'] == 1
         assert all(len(values) == 2 for values in run['metrics'].values())
-        scratch = run['task'] in ('pretraining', 'classifier') or run['variant'] == 'from scratch'
-        assert scratch == (run['start'] is None)
+    tables = (folder / 'focalnet.md').read_text()
+    assert '| Mask R-CNN | parameters (M) | box AP at 1 | box AP at 2 | mask AP at 2 |' in tables
+    for names in rows.values():
+        assert all(f'| {name} | ' in tables for name in names)
+    kept = {path.parents[2].name for path in folder.rglob('*.pth')}
+    assert kept == {'pretraining'}
 
-    # A second call trains only what is missing.
-    folder = tmp_path / 'focalnet' / 'mask_rcnn' / 'from_scratch'
-    shutil.rmtree(folder)
-    before = files(tmp_path / 'peers') | files(tmp_path / 'focalnet')
-    assert command('focalnet', '--seeds', 1, '--out', tmp_path)[0] == 0
-    after = files(tmp_path / 'peers') | files(tmp_path / 'focalnet')
+
+def test_second_call_trains_only_what_is_missing(first, repeat):
+    folder, _ = first
+    missing = folder / 'focalnet' / 'mask_rcnn' / 'from_scratch'
+    content = json.loads((folder / 'focalnet.json').read_text())
+    shutil.rmtree(missing)
+    before = files(folder / 'peers') | files(folder / 'focalnet')
+    repeat()
+    after = files(folder / 'peers') | files(folder / 'focalnet')
     assert {path: after[path] for path in before} == before
-    assert all(path.is_relative_to(folder) for path in after.keys() - before.keys())
-    assert json.loads((tmp_path / 'focalnet.json').read_text())['summary'] == content['summary']
+    assert all(path.is_relative_to(missing) for path in after.keys() - before.keys())
+    assert json.loads((folder / 'focalnet.json').read_text())['summary'] == content['summary']
 
 
 @pytest.fixture
-def tiny_run(few, tmp_path):
-    run = study.plan('mixformer', [0], tmp_path)[0]
-    return replace(run, options=run.options | TINY)
+def moved(first, tmp_path):
+    """The classifier of the first run, in another folder."""
+    (run,) = (run for run in study.plan('focalnet', [1], first[0]) if run.task == 'pretraining')
+    there = shutil.copytree(run.folder, tmp_path / 'run', copy_function=shutil.copy2)
+    return replace(run, folder=there)
 
 
-def test_interrupted_run_goes_on(tiny_run):
-    whole = study.train(tiny_run)
-    (tiny_run.folder / 'result.json').unlink()
-    (tiny_run.folder / 'iter_2.pth').unlink()
-    (tiny_run.folder / 'last_checkpoint').write_text(str(tiny_run.folder / 'iter_1.pth'))
-    assert study.train(tiny_run)['metrics'] == whole['metrics']
-    assert 'resumed epoch: 0, iter: 1' in (tiny_run.folder / 'log.txt').read_text()
+def test_moved_run_is_recognized(moved):
+    before = files(moved.folder)
+    assert study.train(moved) == json.loads((moved.folder / 'result.json').read_text())
+    assert files(moved.folder) == before
 
 
-def test_run_interrupted_before_a_validation_starts_over(tiny_run):
-    whole = study.train(tiny_run)
-    (tiny_run.folder / 'result.json').unlink()
-    for log in tiny_run.folder.glob('*/vis_data/scalars.json'):
-        log.unlink()
-    assert study.train(tiny_run)['metrics'] == whole['metrics']
+@pytest.mark.parametrize('checkpoint', [1, 2])
+def test_interrupted_run_goes_on(moved, checkpoint):
+    """From its last checkpoint, and from one whose validation is missing."""
+    whole = study.train(moved)
+    (moved.folder / 'result.json').unlink()
+    (log,) = moved.folder.glob('*/vis_data/scalars.json')
+    lines = [line for line in log.read_text().splitlines() if json.loads(line)['step'] == 1]
+    log.write_text('\n'.join(lines) + '\n')
+    if checkpoint == 1:
+        (moved.folder / 'iter_2.pth').unlink()
+    assert study.train(moved)['metrics'] == whole['metrics']
+    session = max(moved.folder.glob('*/*.log'), key=lambda path: path.stat().st_mtime)
+    assert f'resumed epoch: 0, iter: {checkpoint}' in session.read_text()
 
 
-def test_moved_folder_is_recognized(tiny_run):
-    result = study.train(tiny_run)
-    there = tiny_run.folder.rename(tiny_run.folder.parent / 'there')
-    before = files(there)
-    assert study.train(replace(tiny_run, folder=there)) == result
-    assert files(there) == before
-
-
-def test_changed_run_starts_over(tiny_run):
-    study.train(tiny_run)
-    longer = replace(tiny_run, options=tiny_run.options | {'train_cfg.max_iters': 3})
+def test_changed_run_starts_over(moved):
+    longer = replace(moved, options=moved.options | {'train_cfg.max_iters': 3})
     assert study.train(longer)['steps'] == [1, 2, 3]
-    assert 'resumed' not in (tiny_run.folder / 'log.txt').read_text()
+    assert len(list(moved.folder.glob('*/vis_data'))) == 1
 
 
-def test_processes_give_the_same_results(tiny_run):
-    other = replace(tiny_run, folder=tiny_run.folder.parent / 'other')
-    (pooled,) = study.execute([other], processes=2)
-    (alone,) = study.execute([tiny_run], processes=1)
-    assert pooled['metrics'] == alone['metrics']
+def test_processes_give_the_same_results(moved, execute):
+    whole = study.train(moved)
+    shutil.rmtree(moved.folder)
+    (pooled,) = execute([moved], processes=2)
+    assert pooled['metrics'] == whole['metrics']
 
 
-def test_failing_run_says_where_its_log_is(tiny_run):
-    wrong = replace(tiny_run, options=tiny_run.options | {'model.backbone.window_size': 0})
-    with pytest.raises(ValueError, match=f'{wrong.folder}: .*window_size.*log.txt'):
-        next(study.execute([wrong], processes=1))
+def test_failing_run_says_where_its_log_is(moved, execute):
+    wrong = replace(moved, options=moved.options | {'model.backbone.focal_windows': 2})
+    with pytest.raises(ValueError, match=f'{wrong.folder}: .*focal_windows.*log.txt'):
+        next(execute([wrong], processes=1))
 
 
 def build(config: str, options: dict | None = None):
@@ -169,7 +182,10 @@ def test_families_and_their_starts(family, tmp_path):
     _, small = build(family)
     cfg, large = build(f'{family}_mask_rcnn')
     torch.manual_seed(0)
-    state = {key: torch.randn_like(value) for key, value in small.state_dict().items()}
+    state = {
+        key: torch.randn_like(value) if value.is_floating_point() else value
+        for key, value in small.state_dict().items()
+    }
     checkpoint = tmp_path / 'classifier.pth'
     torch.save({'state_dict': {f'backbone.{k}': v for k, v in state.items()}}, checkpoint)
     changed = {k for k, v in large.state_dict().items() if k in state and v.shape != state[k].shape}
@@ -210,21 +226,21 @@ def test_cropped_biases_keep_their_offsets():
     assert grown.view(2, 7, 7)[:, 1:6, 1:6].flatten(1).equal(pooled)
 
 
-VARIANTS = [
-    (family, variant) for family, variants in study.ABLATIONS.items() for variant in variants
-]
-
-
 @pytest.mark.parametrize('config', [path.stem for path in sorted(CONFIGS.glob('*.py'))])
-def test_networks_of_the_study_have_about_equal_sizes(config):
+def test_networks_run_and_classifiers_have_equal_sizes(config):
     _, net = build(config)
-    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(0.82, rel=0.06)
-    side = 48 if '_' not in config else 96
-    maps = net.eval()(torch.randn(1, 3, side, side))
+    is_classifier = '_' not in config
+    if is_classifier:
+        assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(0.82, rel=0.06)
+    net.eval()
+    maps = net(torch.randn(1, 3, *[48 if is_classifier else 96] * 2))
     assert maps[-1].shape[1] == (224 if config == 'convnext' else 192)
+    assert len(maps) == (1 if is_classifier else 4)
 
 
-@pytest.mark.parametrize('family, variant', VARIANTS)
+@pytest.mark.parametrize(
+    'family, variant', [(name, key) for name, about in study.ABLATIONS.items() for key in about]
+)
 def test_ablations_build_and_run(family, variant):
     changes = study.ABLATIONS[family][variant]
     _, net = build(family, {f'model.backbone.{key}': value for key, value in changes.items()})
@@ -232,7 +248,19 @@ def test_ablations_build_and_run(family, variant):
     assert last.shape == (2, 192, 2, 2) and last.isfinite().all()
 
 
-def test_runs_of_other_seeds_and_families_have_other_folders(few, tmp_path):
+@pytest.mark.parametrize('family', FAMILIES)
+def test_page_has_the_measured_tables(family):
+    measured = ROOT / 'docs' / 'study' / f'{family}.json'
+    if not measured.exists():
+        pytest.skip('not measured')
+    content, page = json.loads(measured.read_text()), (ROOT / 'docs' / 'study.md').read_text()
+    assert content['summary'] == study.summarize(content['runs'])
+    for table in study.tables(content):
+        assert study._markdown(table) in page
+    assert f'](study/{family}.png)' in page
+
+
+def test_runs_of_other_seeds_and_families_have_other_folders(tmp_path):
     runs = [run for family in FAMILIES for run in study.plan(family, [0, 7], tmp_path)]
     folders = [run.folder for run in runs if 'peers' not in run.folder.parts]
     assert len(set(folders)) == len(folders)
@@ -250,5 +278,5 @@ def test_runs_of_other_seeds_and_families_have_other_folders(few, tmp_path):
     ],
 )
 def test_mistakes_get_one_line(command, args, hint):
-    status, _, (line,) = command(*args)
-    assert status == 2 and hint in line
+    status, _, error = command('study', *args)
+    assert status == 2 and hint in error and error.count('\n') == 1
