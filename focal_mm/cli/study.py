@@ -27,7 +27,6 @@ import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
 from .. import __version__
@@ -292,7 +291,9 @@ def train(run: Run) -> dict[str, Any]:
     """
     checkpoint = None
     if run.classifier and not run.start.scratch:
-        checkpoint = run.classifier / Path(find_latest_checkpoint(str(run.classifier))).name
+        # The file names a checkpoint of this folder, which may have been moved.
+        name = Path((run.classifier / 'last_checkpoint').read_text()).name
+        checkpoint = str(run.classifier / name)
     cfg = _load_config(run)
     digest = _digest(cfg, checkpoint, run.start)
     mark, record = run.folder / 'digest', run.folder / 'result.json'
@@ -304,8 +305,9 @@ def train(run: Run) -> dict[str, Any]:
     mark.write_text(digest)
     with (run.folder / 'log.txt').open('a') as log, redirect_stdout(log), redirect_stderr(log):
         if checkpoint:
-            start = _write_start(run, cfg.model.backbone, checkpoint)
-            cfg.model.backbone.init_cfg.checkpoint = str(start)
+            if run.start.fit:
+                checkpoint = _write_start(run, cfg.model.backbone, checkpoint)
+            cfg.model.backbone.init_cfg.checkpoint = checkpoint
         resume(cfg, 'auto')
         # mmengine keeps visualizers, with their folders, by name for the whole process.
         cfg.visualizer.name = f'{run.folder} {time.time_ns()}'
@@ -346,12 +348,12 @@ def _load_config(run: Run) -> Config:
     return load_config(f'focal_mm::study/{run.config}.py', str(run.folder), options=options)
 
 
-def _digest(cfg: Config, checkpoint: Path | None, start: Start) -> str:
+def _digest(cfg: Config, checkpoint: str | None, start: Start) -> str:
     """Return a hash of everything that the result of a run depends on, but for its folder."""
     parts = [
         __version__,
         json.dumps(dict(cfg.to_dict(), work_dir=None), sort_keys=True, default=str),
-        hashlib.sha256(checkpoint.read_bytes()).hexdigest() if checkpoint else '',
+        hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest() if checkpoint else '',
         start.fit.__name__ if start.fit else '',
     ]
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
@@ -370,12 +372,9 @@ def _curves(run: Run, steps: Sequence[int]) -> dict[str, list[float]]:
     }
 
 
-def _write_start(run: Run, backbone: ConfigDict, checkpoint: Path) -> Path:
-    """Return the checkpoint that a backbone starts from: the classifier's, or a file of its weights
-    fitted by ``run.start.fit``.
-    """
-    if run.start.fit is None:
-        return checkpoint
+def _write_start(run: Run, backbone: ConfigDict, checkpoint: str) -> str:
+    """Write the weights of the classifier, fitted by ``run.start.fit``, for a backbone."""
+    assert run.start.fit is not None
     init_default_scope('mmengine')
     torch.manual_seed(run.seed)
     net = MODELS.build({key: value for key, value in backbone.items() if key != 'init_cfg'})
@@ -390,7 +389,7 @@ def _write_start(run: Run, backbone: ConfigDict, checkpoint: Path) -> Path:
     state = theirs | run.start.fit(differ, fresh)
     path = run.folder / 'start.pth'
     torch.save({'state_dict': {prefix + key: value for key, value in state.items()}}, path)
-    return path
+    return str(path)
 
 
 # ---- results -----------------------------------------------------------------------------------

@@ -123,6 +123,7 @@ def moved(first, tmp_path):
     """The classifier of the first run, in another folder."""
     (run,) = (run for run in study.plan('focalnet', [1], first[0]) if run.task == 'pretraining')
     there = shutil.copytree(run.folder, tmp_path / 'run', copy_function=shutil.copy2)
+    (there / 'last_checkpoint').unlink()  # names a file in the first folder
     return replace(run, folder=there)
 
 
