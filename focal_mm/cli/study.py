@@ -462,7 +462,7 @@ def report(
         runs=results,
     )
     _write(out / f'{family}.json', json.dumps(content))
-    _write(out / f'{family}.md', '\n'.join(map(_markdown, tables(content))))
+    _write(out / f'{family}.md', '\n'.join(map(markdown, tables(content))))
     draw(content, out / f'{family}.png')
     return content
 
@@ -484,7 +484,7 @@ def tables(content: Mapping[str, Any]) -> list[Table]:
     Args:
         content (dict): As :func:`report` returns it.
     """
-    found = []
+    found, several = [], len(content['seeds']) > 1
     for task, about in content['summary'].items():
         steps, names = about['steps'], _names(task)
         columns = [(name, len(steps) - 1) for name in names]
@@ -495,13 +495,14 @@ def tables(content: Mapping[str, Any]) -> list[Table]:
         ]
         for variant, figures in about['variants'].items():
             pairs = ((figures[name]['mean'][i], figures[name]['std'][i]) for name, i in columns)
-            cells = (f'{mean:.1f} ± {std:.1f}' for mean, std in pairs)
+            cells = (f'{mean:.1f} ± {std:.1f}' if several else f'{mean:.1f}' for mean, std in pairs)
             table.append([variant, f'{figures["parameters"]:.2f}', *cells])
         found.append(table)
     return found
 
 
-def _markdown(table: Table) -> str:
+def markdown(table: Table) -> str:
+    """Return a table of :func:`tables` as Markdown."""
     header, *rows = table
     return ''.join(f'| {" | ".join(row)} |\n' for row in (header, ['---'] * len(header), *rows))
 

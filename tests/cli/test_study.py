@@ -31,41 +31,36 @@ STARTS = ['kernels zero-padded', 'from scratch']
 
 
 @pytest.fixture(scope='module')
-def patch():
+def few(tmp_path_factory):
     """Few pictures and scenes, in a cache of their own, and configs that are not laid out."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('FOCAL_MM_CACHE', str(tmp_path_factory.mktemp('cache')))
         patch.setattr(objects, 'NUM_PICTURES', {'train': 20, 'val': 20})
         patch.setattr(objects, 'NUM_SCENES', {'train': 4, 'val': 2})
         patch.setattr(Config, 'pretty_text', property(lambda cfg: f'cfg = {cfg.to_dict()!r}'))
-        yield patch
+        yield
 
 
 @pytest.fixture(scope='module')
-def execute():
-    return study.execute
-
-
-@pytest.fixture(scope='module')
-def repeat(patch, execute, tmp_path_factory):
+def repeat(few, tmp_path_factory):
     """Runs a tiny study in this process; returns its folder and what it prints."""
-    folder, plan = tmp_path_factory.mktemp('study'), study.plan
-    patch.setenv('FOCAL_MM_CACHE', str(folder / 'cache'))
-    patch.setattr(
-        study,
-        'plan',
-        lambda *args: [replace(run, options=run.options | TINY) for run in plan(*args)],
-    )
-    patch.setattr(study, 'execute', lambda runs: execute(runs, processes=1))
-    patch.setitem(study.ABLATIONS, 'focalnet', {'1 level': dict(focal_levels=1)})
-    patch.setitem(study.STARTS, 'focalnet', {n: study.STARTS['focalnet'][n] for n in STARTS})
-    patch.setattr(study, 'PEERS', {'swin': 'Swin'})
-    argv = ['focal-mm', 'study', 'focalnet', '--seeds', '1', '--out', str(folder / 'out')]
-    patch.setattr('sys.argv', argv)
+    folder, plan, execute = tmp_path_factory.mktemp('study'), study.plan, study.execute
+    starts = {name: study.STARTS['focalnet'][name] for name in STARTS}
+    argv = ['focal-mm', 'study', 'focalnet', '--seeds', '1', '--out', str(folder)]
+
+    def tiny(*args):
+        return [replace(run, options=run.options | TINY) for run in plan(*args)]
 
     def repeat():
-        with redirect_stdout(StringIO()) as out:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
+            patch.setattr(study, 'plan', tiny)
+            patch.setattr(study, 'execute', lambda runs: execute(runs, processes=1))
+            patch.setitem(study.ABLATIONS, 'focalnet', {'1 level': dict(focal_levels=1)})
+            patch.setitem(study.STARTS, 'focalnet', starts)
+            patch.setattr(study, 'PEERS', {'swin': 'Swin'})
+            patch.setattr('sys.argv', argv)
             main()
-        return folder / 'out', out.getvalue().splitlines()
+        return folder, out.getvalue().splitlines()
 
     return repeat
 
@@ -121,10 +116,10 @@ def test_second_call_trains_only_what_is_missing(first, repeat):
 @pytest.fixture
 def moved(first, tmp_path):
     """The classifier of the first run, in another folder."""
-    (run,) = (run for run in study.plan('focalnet', [1], first[0]) if run.task == 'pretraining')
+    run = study.plan('focalnet', [1], first[0])[0]
     there = shutil.copytree(run.folder, tmp_path / 'run', copy_function=shutil.copy2)
     (there / 'last_checkpoint').unlink()  # names a file in the first folder
-    return replace(run, folder=there)
+    return replace(run, folder=there, options=TINY)
 
 
 def test_moved_run_is_recognized(moved):
@@ -154,17 +149,17 @@ def test_changed_run_starts_over(moved):
     assert len(list(moved.folder.glob('*/vis_data'))) == 1
 
 
-def test_processes_give_the_same_results(moved, execute):
+def test_processes_give_the_same_results(moved):
     whole = study.train(moved)
     shutil.rmtree(moved.folder)
-    (pooled,) = execute([moved], processes=2)
+    (pooled,) = study.execute([moved], processes=2)
     assert pooled['metrics'] == whole['metrics']
 
 
-def test_failing_run_says_where_its_log_is(moved, execute):
+def test_failing_run_says_where_its_log_is(moved):
     wrong = replace(moved, options=moved.options | {'model.backbone.focal_windows': 2})
     with pytest.raises(ValueError, match=f'{wrong.folder}: .*focal_windows.*log.txt'):
-        next(execute([wrong], processes=1))
+        next(study.execute([wrong], processes=1))
 
 
 def build(config: str, options: dict | None = None):
@@ -251,14 +246,12 @@ def test_ablations_build_and_run(family, variant):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_page_has_the_measured_tables(family):
-    measured = ROOT / 'docs' / 'study' / f'{family}.json'
-    if not measured.exists():
-        pytest.skip('not measured')
-    content, page = json.loads(measured.read_text()), (ROOT / 'docs' / 'study.md').read_text()
+    measured, page = ROOT / 'docs' / 'study' / family, (ROOT / 'docs' / 'study.md').read_text()
+    content = json.loads(measured.with_suffix('.json').read_text())
     assert content['summary'] == study.summarize(content['runs'])
     for table in study.tables(content):
-        assert study._markdown(table) in page
-    assert f'](study/{family}.png)' in page
+        assert study.markdown(table) in page
+    assert f'](study/{family}.png)' in page and measured.with_suffix('.png').is_file()
 
 
 def test_runs_of_other_seeds_and_families_have_other_folders(tmp_path):

@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         'families',
         nargs='*',
         metavar='FAMILY',
-        help=f'of {", ".join(FAMILIES)}; default: all, about 20 minutes each on two cores',
+        help=f'of {", ".join(FAMILIES)}; default: all, up to 40 minutes each of one core',
     )
     parser.add_argument(
         '--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='N', help='default: 0 1 2'
