@@ -4,6 +4,7 @@ JOBS ?= 2
 
 help:
 	@echo 'make demo        train, evaluate and draw FocalNet-T Mask R-CNN on the mini dataset'
+	@echo 'make study       train small networks: do fitted weights of a classifier help a detector?'
 	@echo 'make test        all tests, in .venv with the OneDL stack'
 	@echo 'make test-stock  the tests marked stock, in .venv-stock with the stock OpenMMLab stack'
 	@echo 'make test-newest the core tests, in .venv-newest with the newest torch'
@@ -16,6 +17,10 @@ help:
 demo: .venv/installed
 	@echo 'make: training the demo'
 	@.venv/bin/python tools/demo.py
+
+study: .venv/installed
+	@echo 'make: the study of transfer, 12 to 20 minutes a family on two cores'
+	@.venv/bin/focal-mm study $(ARGS)
 
 test: .venv/installed
 	@echo 'make: all tests on the OneDL stack'
@@ -89,4 +94,4 @@ clean:
 	@rm -f $(@D)/unfinished
 	@touch $@
 
-.PHONY: help demo gpu test test-stock test-newest lint format clean
+.PHONY: help demo study gpu test test-stock test-newest lint format clean

@@ -26,6 +26,7 @@ COMMANDS = {
     'tables': "print the papers' tables beside what is measured here",
     'reproduce': "train and test the rows of a paper's table",
     'bench': 'measure time and memory beside other networks',
+    'study': 'train small networks: do fitted weights of a classifier help a detector?',
     'data': 'make parts of COCO and ADE20K for quick comparisons',
     'demo': 'train, evaluate and draw a detector on drawn pictures',
     'run': 'run a script of others after import focal_mm',

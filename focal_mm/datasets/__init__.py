@@ -3,6 +3,7 @@
 from .check import check_config
 from .classes import require_classes
 from .mini import from_scratch, use_mini
+from .objects import drawn_objects
 from .shapes import mini_ade20k, mini_coco, mini_imagenet
 from .subsets import PARTS, command_for, use_part, write_ade20k_part, write_coco_part
 
@@ -10,6 +11,7 @@ __all__ = [
     'PARTS',
     'check_config',
     'command_for',
+    'drawn_objects',
     'from_scratch',
     'mini_ade20k',
     'mini_coco',
