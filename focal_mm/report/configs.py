@@ -1,7 +1,6 @@
 """Configs of runs: read without running them, and compared with their bases."""
 
 import ast
-import difflib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +44,7 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         if len(node.args) < 2 and all(word.arg for word in node.keywords):
             words = {word.arg: _value(word.value) for word in node.keywords}
-            return dict(*map(_value, node.args), **words)
+            return dict(*map(_value, node.args)) | words
     elif isinstance(node, ast.Dict) and None not in node.keys:
         keys = [_value(key) for key in node.keys if key]
         return dict(zip(keys, map(_value, node.values)))
@@ -99,11 +98,10 @@ def _is_list_of_dicts(value: Any) -> bool:
 def _text(value: Any) -> str:
     """Return a value as a text, without the scope that mmengine notes in inherited dicts."""
     if isinstance(value, dict):
-        inner = (f'{k}={_text(v)}' for k, v in value.items() if k != '_scope_')
+        inner = [f'{k}={_text(v)}' for k, v in value.items() if k != '_scope_']
         return f'dict({", ".join(inner)})'
     if isinstance(value, (list, tuple)):
-        inner = map(_text, value)
-        return f'[{", ".join(inner)}]'
+        return f'[{", ".join(map(_text, value))}]'
     return value.__name__ if isinstance(value, type) else repr(value)
 
 
@@ -146,9 +144,3 @@ def nearest_config(name: str, content: dict) -> tuple[str, list[list[str]]] | No
                 continue
             found.append((f'{package}::{file.relative_to(folder)}', differences(base, content)))
     return min(found, key=lambda one: len(one[1]), default=None)
-
-
-def compare_texts(first: str, second: str) -> list[str]:
-    """Return the lines of a unified difference of two texts, without its header."""
-    lines = difflib.unified_diff(first.splitlines(), second.splitlines(), lineterm='', n=1)
-    return list(lines)[2:]

@@ -109,7 +109,7 @@ def recorded_evaluations(metrics: Sequence[Any]) -> Iterator[list[Any] | None]:
     originals = {module: module.COCOeval for module in modules}
 
     def recorder(base: type) -> type:
-        class Recorded(base):  # type: ignore[misc]
+        class Recorded(base):
             def accumulate(self, p: Any = None) -> None:
                 super().accumulate(p)
                 done.append(self)
@@ -300,7 +300,9 @@ class Boxes:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
-        images, truths, found = [], [], []
+        images: list[dict] = []
+        truths: list[dict] = []
+        found: list[dict] = []
         for number, (path, sample) in enumerate(self.samples.items(), 1):
             width, height = sample['size']
             images.append(dict(id=number, file_name=Path(path).name, width=width, height=height))
@@ -310,7 +312,7 @@ class Boxes:
                     for i, one in enumerate(self._annotations(number, *sample[key]), 1)
                 ]
             found += self._annotations(number, *sample['found'])
-        truth = COCO()
+        truth: Any = COCO()
         truth.dataset = dict(
             info={},
             images=images,

@@ -218,7 +218,7 @@ function chart(title, series, {x: xLabel = 'iteration', smooth = false, log = fa
       const last = one.points.length - 1;
       const source = one.line || one.points;
       const found = source[cursor === null ? last : nearest(source, cursor)];
-      one.value.textContent = one.hidden ? '' : text(found[1]);
+      one.value.textContent = one.hidden || (range && cursor === null) ? '' : text(found[1]);
     }
   }
   function under(event) {
@@ -471,7 +471,8 @@ function scene(picture, drawn, info) {
     const [x, y, w, h] = one.box;
     const color = info.palette[one.label];
     const label = `${info.classes[one.label]}${one.score === null ? '' : ` ${one.score.toFixed(2)}`}${one.crowd ? ' (crowd)' : ''}`;
-    svg.append(draw('rect', {x, y, width: w, height: h, fill: 'transparent', stroke: color, 'stroke-width': (one.faulty ? 2.4 : 1.2) * unit,
+    svg.append(draw('rect', {x, y, width: w, height: h, fill: 'none', stroke: '#000', 'stroke-opacity': 0.6, 'stroke-width': (one.faulty ? 3.4 : 2.2) * unit}));
+    svg.append(draw('rect', {class: 'object', x, y, width: w, height: h, fill: 'transparent', stroke: color, 'stroke-width': (one.faulty ? 2.4 : 1.2) * unit,
       'stroke-dasharray': one.faulty ? `${5 * unit} ${3 * unit}` : null}, draw('title', {}, label + (one.faulty ? (drawn === picture.truth ? ', missed' : ', wrong') : ''))));
     for (const [px, py, seen] of one.points || []) if (seen) svg.append(draw('circle', {cx: px, cy: py, r: 2.5 * unit, fill: color, stroke: '#000', 'stroke-width': unit / 2}));
     if (named.has(one)) svg.append(draw('text', {class: 'name', x: Math.max(0, x) + 2 * unit, y: Math.max(0, y) + 12 * unit, style: `font-size: ${11 * unit}px; stroke-width: ${2.5 * unit}px`}, label));
@@ -495,10 +496,12 @@ section('worst', 'The worst pictures', eachRun((run) => {
     make('figcaption', {}, make('strong', {}, picture.name), ` ${picture.note}`, picture.photo ? '' : ' (the photograph could not be read)'))));
   const overlays = gallery.querySelectorAll('.overlay');
   const names = gallery.querySelectorAll('.name');
+  const seen = found.kind === 'labels' ? found.classes.map((_, i) => i).filter((i) => found.confusion.some((entry) => entry[0] === i || entry[1] === i)) : [];
   return [make('p', {class: 'quiet'}, `${found.worst.length} pictures ${when}, ${judged}.`),
     make('div', {class: 'tools'},
       overlays.length ? make('label', {}, 'Color', make('input', {type: 'range', min: 0, max: 1, step: 0.05, value: 0.55, oninput: (event) => overlays.forEach((one) => one.setAttribute('opacity', event.target.value))})) : null,
       names.length ? make('label', {}, make('input', {type: 'checkbox', checked: true, onchange: (event) => names.forEach((one) => { one.style.display = event.target.checked ? '' : 'none'; })}), 'names') : null),
+    make('p', {}, seen.map((i) => make('span', {class: 'key'}, make('span', {class: 'swatch', style: `background: ${found.palette[i]}`}), `${found.classes[i]} `))),
     gallery];
 }));
 

@@ -23,7 +23,7 @@ LOG_LINES = 40
 # a run that has not ended counts as stopped.
 SILENCE, INTERVALS = 180, 5
 _NOT_CURVES = ('step', 'iter', 'epoch', 'base_lr')
-_FINISHED = re.compile(r'(epoch|iter)_(\d+)\.pth')
+_FINISHED = re.compile(r'^(epoch|iter)_(\d+)\.pth$')
 
 
 def read_run(work_dir: Path, base: str | None = None) -> dict[str, Any]:
@@ -72,8 +72,8 @@ def read_run(work_dir: Path, base: str | None = None) -> dict[str, Any]:
         notes=notes,
         starts=joined,
         by_epoch='max_epochs' in loop or any('epoch' in line for line in train),
-        train=_series(train, 'step'),
-        val=_series(val, 'step'),
+        train=_series(train),
+        val=_series(val),
         validations=[_light(one) for one in validations],
         details=next((one for one in _by_age(work_dir, starts) if 'by_class' in one), None),
         speed=_speed(train, config, record, environment),
@@ -168,19 +168,20 @@ def _join(starts: list[list[dict]]) -> tuple[list[dict], list[str]]:
     return joined, said
 
 
-def _series(lines: list[dict], key: str) -> dict[str, list[list]]:
+def _series(lines: list[dict]) -> dict[str, list[list]]:
     """Return the curve of each number that was logged: pairs of step and value.
 
     Values that are not finite are texts, and COCO's -1, where there are no such objects, are left
     out. Of very long curves every n-th point is kept, and all that are not finite.
     """
-    curves: dict[str, list[list]] = {}
+    found: dict[str, dict[int, float | str]] = {}
     for line in lines:
         for name, value in line.items():
             if name in _NOT_CURVES or isinstance(value, bool):
                 continue
             if isinstance(value, (int, float)) and not (value == -1 and '/' in name):
-                curves.setdefault(name, []).append([line[key], _number(value)])
+                found.setdefault(name, {})[line['step']] = _number(value)  # the later of two
+    curves = {name: [[*point] for point in points.items()] for name, points in found.items()}
     for name, points in curves.items():
         if (every := math.ceil(len(points) / POINTS)) > 1:
             kept = enumerate(reversed(points))  # the last one is always among them
@@ -303,16 +304,17 @@ def _state(
     at = train[-1]['step'] if train else 0
     epoch = train[-1].get('epoch') if train else None
     epochs, iters = loop.get('max_epochs'), loop.get('max_iters')
-    last = work_dir / 'last_checkpoint'
-    named = (
-        _FINISHED.search(Path(last.read_text(errors='replace')).name) if last.is_file() else None
-    )
-    goal = epochs or iters
-    reached = max(
-        [int(named[2])] * bool(named and named[1] == ('epoch' if epochs else 'iter'))
-        + [line['step'] for line in val if (epochs is None) or not train or line['step'] <= epochs]
-        + [0 if epochs else at]
-    )
+    goal, unit = epochs or iters, 'epoch' if epochs else 'iter'
+    last, begun = work_dir / 'last_checkpoint', starts[-1] / 'vis_data' / 'config.py'
+    name = Path(last.read_text(errors='replace').strip()).name if last.is_file() else ''
+    named = _FINISHED.search(name)
+    reached = 0 if epochs else at
+    # An older one is of an earlier run in the folder.
+    new = named and not (begun.is_file() and last.stat().st_mtime < begun.stat().st_mtime)
+    if named and new and named[1] == unit:
+        reached = max(reached, int(named[2]))
+    if train and val:  # a validation is counted in the unit of the loop
+        reached = max(reached, val[-1]['step'])
     files = [file for start in starts for file in (*start.glob('*.log'), *start.glob('*/*.json'))]
     alive = max(file.stat().st_mtime for file in files) if files else 0
     interval = _interval(train)
@@ -337,7 +339,7 @@ def _state(
         alive=time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(alive)) if alive else None,
         silent=str(timedelta(seconds=round(silent))),
         training=str(timedelta(seconds=round(seconds))),
-        checkpoint=named[0] if named else None,
+        checkpoint=name or None,
     )
 
 
