@@ -77,8 +77,8 @@ function average(points, weight) {
     return [x, total ? value / total : null];
   });
 }
-function ticks(low, high, count) {
-  const raw = (high - low) / count;
+function ticks(low, high, count, least = 0) {
+  const raw = Math.max((high - low) / count, least);
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].find((factor) => factor * power >= raw * 0.999) * power;
   const found = [];
@@ -169,7 +169,7 @@ function chart(title, series, {x: xLabel = 'iteration', smooth = false, log = fa
       svg.append(draw('line', {class: 'grid', x1: left, x2: width - 10, y1: py(y), y2: py(y)}),
         draw('text', {x: left - 6, y: py(y) + 4, 'text-anchor': 'end'}, text(y, 3)));
     }
-    for (const x of ticks(view[0], view[1], width < 500 ? 4 : 8)) {
+    for (const x of ticks(view[0], view[1], width < 500 ? 4 : 8, xLabel === 'recall' ? 0 : 1)) {
       svg.append(draw('text', {x: px(x), y: height - 18, 'text-anchor': 'middle'}, text(x, 6)));
     }
     svg.append(draw('text', {x: (left + width) / 2, y: height - 3, 'text-anchor': 'middle'}, xLabel));
@@ -489,7 +489,7 @@ section('worst', 'The worst pictures', eachRun((run) => {
     labels: 'by the mean IoU of the classes in a picture',
     classes: 'by the probability of the true class; only pictures that were taken for another one',
   }[found.kind];
-  const gallery = make('div', {class: 'gallery'}, found.worst.map((picture) => make('figure', {},
+  const gallery = make('div', {class: many ? 'gallery narrow' : 'gallery'}, found.worst.map((picture) => make('figure', {},
     picture.truth
       ? make('div', {class: 'pair'}, make('span', {}, 'truth'), make('span', {}, 'prediction'), scene(picture, picture.truth, found), scene(picture, picture.found, found))
       : make('div', {class: 'pair single'}, picture.photo ? make('img', {src: `data:image/jpeg;base64,${picture.photo}`, alt: picture.name, style: 'max-width: 100%'}) : null),

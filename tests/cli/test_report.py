@@ -77,9 +77,9 @@ def test_watching_ends_with_the_run(command, work_dir, monkeypatch):
 
 
 KINDS = dict(
-    detector=('objects', 'bbox AP', 'coco/bbox_mAP', 1),
-    segmentor=('labels', 'IoU', 'mIoU', 1),
-    classifier=('classes', 'accuracy', 'accuracy/top1', 1),
+    detector=('objects', 'bbox AP', 'coco/bbox_mAP'),
+    segmentor=('labels', 'IoU', 'mIoU'),
+    classifier=('classes', 'accuracy', 'accuracy/top1'),
 )
 
 
@@ -98,11 +98,11 @@ def test_checkpoint_is_validated(command, work_dir, kind):
     state = MODELS.build(cfg.model).state_dict()
     torch.save(dict(state_dict=state, meta=meta), work_dir / 'epoch_1.pth')
     before = {path.name for path in work_dir.iterdir()}
-    status, out, _ = command('report', work_dir, '--evaluate')
+    status, *_ = command('report', work_dir, '--evaluate')
     assert status == 0
     assert {path.name for path in work_dir.iterdir()} == before | {'report', 'report.html'}
     details = read_run(work_dir)['details']
-    details_kind, by_class, metric, _ = KINDS[kind]
+    details_kind, by_class, metric = KINDS[kind]
     assert details['kind'] == details_kind and details['iter'] == 9
     values = [value for value in details['by_class'][by_class] if value is not None]
     if kind == 'classifier':  # the mean of all pictures, not of the classes

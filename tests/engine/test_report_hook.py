@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmengine.hooks import LoggerHook
+from mmengine.runner import get_priority
 from tiny_run import At, KilledError, kill, make_runner
 
 from focal_mm.engine import ReportHook
@@ -19,7 +20,6 @@ def test_a_run_ends_with_a_page_and_with_its_command(tmp_path, monkeypatch):
     make_runner(tmp_path, custom_hooks=[HOOK]).train()
     assert 'acc' in (tmp_path / 'report.html').read_text()
     run = read_run(tmp_path)
-    assert run['state']['kind'] == 'stopped' or run['state']['kind'] == 'going on'  # no config
     command = f"cd {shlex.quote(str(Path.cwd()))}\npython3 train.py 'a b.py' --amp"
     assert run['repeat'] == dict(command=command, source='as it was typed')
     assert run['seed'] == '1' and run['versions'].keys() >= {'Python', 'torch', 'focal_mm'}
@@ -30,7 +30,8 @@ def test_a_run_ends_with_a_page_and_with_its_command(tmp_path, monkeypatch):
 def test_difference_to_the_base_is_noted(tmp_path):
     file = tmp_path / 'mine.py'
     file.write_text(
-        "_base_ = 'mmdet::_base_/default_runtime.py'\ndefault_hooks = dict(logger=dict(interval=7))\n"
+        "_base_ = 'mmdet::_base_/default_runtime.py'\n"
+        'default_hooks = dict(logger=dict(interval=7))\n'
     )
     cfg = Config.fromfile(file)
     runner = make_runner(tmp_path / 'work', custom_hooks=[HOOK], cfg=cfg)
@@ -57,7 +58,8 @@ def test_no_error_of_the_report_ends_a_run(tmp_path, monkeypatch):
     runner.train()
     assert runner.iter == 18
     log = next(tmp_path.glob('*/*.log')).read_text()
-    assert log.count("RuntimeError('no report')") == 5  # start, three validations, end
+    for what in ('how the run was started', 'the details of a validation', 'the report'):
+        assert f"report: no {what}: RuntimeError('no report')" in log
 
 
 def test_only_the_newest_validation_keeps_its_pictures(tmp_path):
@@ -72,6 +74,4 @@ def test_only_the_newest_validation_keeps_its_pictures(tmp_path):
 def test_it_is_on_in_our_configs_and_comes_after_the_log():
     for name in ('mask_rcnn/focalnet_t_1x.py', 'upernet/focalnet_t.py', 'imagenet/focalnet_t.py'):
         assert HOOK in Config.fromfile(f'focal_mm::{name}').custom_hooks
-    from mmengine.hooks.priority import get_priority
-
     assert get_priority(ReportHook.priority) > get_priority(LoggerHook.priority)

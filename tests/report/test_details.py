@@ -53,11 +53,11 @@ def detections(content, folder):
 @pytest.fixture
 def detected(write_coco):
     file, folder, content = write_coco(count=8)
-    return file, content, detections(content, folder)
+    return file, detections(content, folder)
 
 
 def of_metric(detected):
-    file, content, samples = detected
+    file, samples = detected
     metric = CocoMetric(ann_file=str(file), metric='bbox', classwise=True)
     metric.dataset_meta = dict(classes=CLASSES)
     with details.recorded_evaluations([metric]) as evaluations:
@@ -102,7 +102,7 @@ def test_metrics_are_given_back_their_evaluation(detected):
 def test_boxes_of_samples_give_the_same_without_a_metric_of_coco(detected):
     expected, _ = of_metric(detected)
     halves = [details.Boxes(CLASSES, PALETTE) for _ in range(2)]
-    for i, sample in enumerate(detected[2]):
+    for i, sample in enumerate(detected[1]):
         assert details.Boxes.fits(sample)
         halves[i % 2].add(sample)
     halves[0].merge(halves[1])
@@ -114,7 +114,7 @@ def test_boxes_of_samples_give_the_same_without_a_metric_of_coco(detected):
 
 def test_no_detection_at_all_is_no_error(detected):
     boxes = details.Boxes(CLASSES, PALETTE)
-    for sample in detected[2]:
+    for sample in detected[1]:
         sample.pred_instances = sample.pred_instances[:0]
         boxes.add(sample)
     assert boxes.result()['classes'] == list(CLASSES)

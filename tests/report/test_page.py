@@ -5,6 +5,7 @@ import pytest
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from focal_mm.report import write_report
 from focal_mm.report.details import overlay, palette_of
@@ -87,11 +88,15 @@ def opened(browser, runs, tmp_path):
     assert browser.title != 'owned' and not browser.find_elements(By.CSS_SELECTOR, 'main b')
 
 
+def wait(browser, found):
+    return WebDriverWait(browser, 20).until(lambda _: found())
+
+
 def numbers(browser, section):
     """The table below the first chart of a section."""
     chart = browser.find_element(By.CSS_SELECTOR, f'#{section} .chart')
-    chart.find_element(By.CSS_SELECTOR, 'details summary').click()
-    rows = chart.find_elements(By.CSS_SELECTOR, '.numbers tr')
+    chart.find_element(By.CSS_SELECTOR, 'details summary').send_keys(Keys.ENTER)
+    rows = wait(browser, lambda: chart.find_elements(By.CSS_SELECTOR, '.numbers tr'))
     return [
         [cell.get_attribute('textContent') for cell in row.find_elements(By.CSS_SELECTOR, 'th,td')]
         for row in rows
@@ -120,9 +125,14 @@ def test_texts_from_files_are_texts(browser, opened):
     text = browser.find_element(By.CSS_SELECTOR, 'figcaption').text
     assert text.startswith(f'{EVIL} {EVIL}')
     for summary in browser.find_elements(By.CSS_SELECTOR, '#log summary, #config summary'):
-        summary.click()
-    assert EVIL in browser.find_element(By.CSS_SELECTOR, '#log pre').text
-    assert EVIL.split('"')[0] in browser.find_element(By.CSS_SELECTOR, '#config pre').text
+        summary.send_keys(Keys.ENTER)
+    log, config = wait(
+        browser,
+        lambda: (
+            (found := browser.find_elements(By.CSS_SELECTOR, '#log pre, #config pre'))[1:] and found
+        ),
+    )[::-1]
+    assert EVIL in log.text and 'owned' in config.text
 
 
 def test_charts_zoom_by_drag_and_by_keys(browser, opened):
@@ -140,7 +150,7 @@ def test_charts_zoom_by_drag_and_by_keys(browser, opened):
     ActionChains(browser).move_to_element(svg).click_and_hold().move_by_offset(
         90, 0
     ).release().perform()
-    assert reset.is_enabled() and 20 < min(labels()) and max(labels()) < 40
+    assert reset.is_enabled() and min(labels()) > 20 and max(labels()) < 40
     svg.send_keys('0')
     assert labels() == whole
     svg.send_keys(Keys.HOME, '+')
@@ -192,8 +202,8 @@ def test_pages_fit_and_can_be_read(browser, opened, kind, dark):
     width = browser.execute_script('return document.documentElement.scrollWidth')
     assert width <= WIDTHS[kind][0]
     colors = browser.execute_script(
-        """const style = getComputedStyle(document.body);
-        return [style.color, style.backgroundColor].map((one) => one.match(/[0-9]+/g).map(Number))"""
+        'const { color, backgroundColor } = getComputedStyle(document.body);'
+        'return [color, backgroundColor].map((one) => one.match(/[0-9]+/g).map(Number))'
     )
     text, page = (sum(color[:3]) for color in colors)
     assert (text - page > 500) if dark else (page - text > 500)
