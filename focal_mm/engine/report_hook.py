@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,7 @@ class ReportHook(Hook):
 
     @staticmethod
     def _write(folder: Path, when: dict, found: dict, metrics: dict) -> None:
-        scalars = {
-            name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))
-        }
+        scalars = {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
         for older in folder.glob('val_*.json'):  # curves and pictures only of the newest
             content = json.loads(older.read_text())
             if not content.keys().isdisjoint(HEAVY):

@@ -106,7 +106,7 @@ def _text(value: Any) -> str:
 
 
 def base_of(filename: str) -> tuple[str, dict]:
-    """Return the name and the content of what a config inherits; of itself if of nothing.
+    """Return a name for what a config inherits, and its content; of itself if it inherits nothing.
 
     The config is run, as :meth:`Config.fromfile` does.
     """
@@ -117,7 +117,7 @@ def base_of(filename: str) -> tuple[str, dict]:
         merged.merge_from_dict(Config.fromfile(file)._cfg_dict)
     if not bases:
         return filename, Config.fromfile(filename)._cfg_dict
-    return ', '.join(bases), merged._cfg_dict
+    return f'what {Path(filename).name} inherits: {", ".join(bases)}', merged._cfg_dict
 
 
 def nearest_config(name: str, content: dict) -> tuple[str, list[list[str]]] | None:

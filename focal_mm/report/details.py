@@ -134,7 +134,8 @@ def of_objects(
         evaluations (sequence of COCOeval): One for each of boxes, masks and keypoints.
         classes (sequence of str): Names, in the order of the evaluations' categories.
         palette (sequence of str): Color of each class.
-        paths (dict): File of each picture, by its id in the annotations.
+        paths (dict): File of each picture of the dataset, by its id in the annotations, which may
+            be of more pictures.
     """
     evaluations = [one for one in evaluations if one.params.useCats]
     by_class: dict[str, Any] = {}
@@ -197,7 +198,7 @@ def _worst_objects(one: Any, palette: Sequence[str], paths: dict) -> list[dict]:
         * len(hits[image])
         / max(1, 2 * len(hits[image]) + len(misses[image]) + len(wrong[image]))
         for image in images
-        if misses[image] or wrong[image]
+        if image in paths and (misses[image] or wrong[image])
     }
     order = sorted(f1, key=lambda image: (f1[image], -len(misses[image]) - len(wrong[image])))
     colors = dict(zip(one.params.catIds, range(len(palette))))
@@ -211,7 +212,7 @@ def _worst_objects(one: Any, palette: Sequence[str], paths: dict) -> list[dict]:
                 note=f'{len(misses[image])} missed, {len(wrong[image])} wrong, '
                 f'{len(hits[image])} found',
                 size=size,
-                photo=photo(paths.get(image, '')),
+                photo=photo(paths[image]),
                 truth=_objects(one.cocoGt, image, misses[image], colors, palette, size),
                 found=_objects(one.cocoDt, image, wrong[image], colors, palette, size),
             )

@@ -169,7 +169,7 @@ function chart(title, series, {x: xLabel = 'iteration', smooth = false, log = fa
       svg.append(draw('line', {class: 'grid', x1: left, x2: width - 10, y1: py(y), y2: py(y)}),
         draw('text', {x: left - 6, y: py(y) + 4, 'text-anchor': 'end'}, text(y, 3)));
     }
-    for (const x of ticks(view[0], view[1], width < 500 ? 4 : 8, xLabel === 'recall' ? 0 : 1)) {
+    for (const x of ticks(view[0], view[1], width < 500 ? 5 : 8, xLabel === 'recall' ? 0 : 1)) {
       svg.append(draw('text', {x: px(x), y: height - 18, 'text-anchor': 'middle'}, text(x, 6)));
     }
     svg.append(draw('text', {x: (left + width) / 2, y: height - 3, 'text-anchor': 'middle'}, xLabel));
@@ -540,7 +540,7 @@ section('config', 'Config',
     if (!config.text) return absent('config', 'there is none in the folder.');
     return [
       config.changes === null ? absent('difference to a base', 'its base is not known; give it by --base CONFIG.')
-        : [make('p', {}, `${config.changes.length} differences to `, make('code', {}, config.base), ':'), config.changes.length ? changes([['base', 'this run'], config.changes]) : null],
+        : [make('p', {}, `${config.changes.length} differences to ${config.base}:`), config.changes.length ? changes([['base', 'this run'], config.changes]) : null],
       details('The whole config', () => make('pre', {tabindex: 0}, config.text)),
     ];
   }));

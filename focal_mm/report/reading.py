@@ -87,7 +87,7 @@ def read_run(work_dir: Path, base: str | None = None) -> dict[str, Any]:
         versions=record.get('versions'),
         git=record.get('git'),
         seed=_seed(record, environment, config),
-        repeat=_repeat(work_dir, config_file, record, environment),
+        repeat=_repeat(work_dir, config_file, config, record, environment),
         tests=_tests(starts),
         log=_tail(text),
     )
@@ -393,12 +393,15 @@ def _seed(record: dict, environment: dict, config: dict) -> str | None:
 
 
 def _repeat(
-    work_dir: Path, file: Path | None, record: dict, environment: dict
+    work_dir: Path, file: Path | None, config: dict, record: dict, environment: dict
 ) -> dict[str, str | None]:
     """Return the command that repeats a run, and where it is from."""
     if 'command' in record:
         where = f'cd {shlex.quote(str(record.get("folder")))}\n'
-        return dict(command=where + str(record['command']), source='as it was typed')
+        drawn = (config.get('randomness') or {}).get('seed') is None
+        hint = f'--cfg-options randomness.seed={record.get("seed")} repeats it'
+        source = 'as it was typed' + f'; the seed was drawn, {hint}' * drawn
+        return dict(command=where + str(record['command']), source=source)
     if file is None:
         return dict(command=None, source='neither the command nor the config was kept')
     again = f'{work_dir}-again'

@@ -60,7 +60,10 @@ def test_base_is_what_a_config_inherits(tmp_path):
         'train_cfg = dict(max_epochs=5)\n'
     )
     name, base = base_of(str(file))
-    assert name == 'mmdet::_base_/default_runtime.py, mmdet::_base_/schedules/schedule_1x.py'
+    assert name == (
+        'what mine.py inherits: '
+        'mmdet::_base_/default_runtime.py, mmdet::_base_/schedules/schedule_1x.py'
+    )
     changes = differences(base, Config.fromfile(file)._cfg_dict)
     assert changes == [['train_cfg.max_epochs', '12', '5']]
 
