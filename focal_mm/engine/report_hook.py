@@ -66,6 +66,9 @@ class ReportHook(Hook):
         """Begin to collect."""
         self.collector, self.taken = None, 0
         self.recording.close()  # of a validation that was interrupted
+        self.evaluations, self.collecting = None, False
+        if not self._is_wanted():
+            return
         metrics = getattr(runner.val_loop.evaluator, 'metrics', [])
         self.evaluations = self.recording.enter_context(details.recorded_evaluations(metrics))
         self.collecting = self.evaluations is None
@@ -101,6 +104,8 @@ class ReportHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Write the details of a validation."""
         self.recording.close()
+        if not self._is_wanted():
+            return
         collectors = all_gather_object(self.collector)
         if not is_main_process():
             return
@@ -128,6 +133,10 @@ class ReportHook(Hook):
                 write_report([Path(runner.work_dir)], page)
                 print_log(f'the report of the run is {page}', 'current')
 
+    def _is_wanted(self) -> bool:
+        """Return whether the moment of a validation is known."""
+        return self.started or self.when is not None
+
     def _folder(self, runner: Runner) -> Path:
         return Path(self.folder or Path(runner.log_dir, FOLDER))
 
@@ -143,6 +152,8 @@ class ReportHook(Hook):
 
 def _paths(dataset: Any) -> dict[Any, str]:
     """Return the file of each picture of a dataset by its id."""
+    if not hasattr(dataset, 'get_data_info'):
+        return {}
     infos = (dataset.get_data_info(i) for i in range(len(dataset)))
     return {info.get('img_id'): info.get('img_path', '') for info in infos}
 

@@ -45,9 +45,15 @@ function details(summary, build) {
   });
   return element;
 }
-function section(id, title, ...children) {
-  document.getElementById('content').append(
-    make('section', {id, 'aria-label': title}, make('h2', {}, title), children));
+// A part of the data that is damaged spoils its own section only.
+function section(id, title, build) {
+  const element = make('section', {id, 'aria-label': title}, make('h2', {}, title));
+  document.getElementById('content').append(element);
+  try {
+    element.append(...[build()].flat(Infinity).filter((child) => child !== null));
+  } catch (error) {
+    element.append(make('p', {class: 'note'}, `The data of this section is damaged (${error.message}).`));
+  }
   document.getElementById('nav').append(make('a', {href: `#${id}`}, title));
 }
 function ofRun(i, name) {
@@ -292,7 +298,7 @@ function progress(state) {
   const epoch = state.max_epochs ? `, epoch ${text(state.epoch)} of ${state.max_epochs}` : '';
   return `iteration ${state.iter}${state.max_iters ? ` of ${state.max_iters}` : ''}${epoch}`;
 }
-section('summary', 'Summary', eachRun((run) => {
+section('summary', 'Summary', () => eachRun((run) => {
   const state = run.state;
   const rows = [
     ['folder', run.path],
@@ -332,7 +338,7 @@ const slider = make('input', {type: 'range', min: 0, max: 0.99, step: 0.01, valu
 }});
 const level = make('output', {for: 'smoothing'}, '0.00');
 losses.sort((a, b) => (b === 'loss') - (a === 'loss'));
-section('losses', 'Losses and learning rate', trained.length
+section('losses', 'Losses and learning rate', () => trained.length
   ? [make('div', {class: 'tools'}, make('label', {}, 'Smoothing', slider, level)),
     make('div', {class: 'charts'},
       chart('Losses', curves('train', losses, (name) => losses.indexOf(name) < COLORS), {smooth: true, log: true}),
@@ -344,7 +350,7 @@ section('losses', 'Losses and learning rate', trained.length
 
 const measured = namesOf('val').filter((name) => !['time', 'data_time', 'memory'].includes(name));
 const mainOnes = measured.filter((name) => MAIN.test(name));
-section('metrics', 'Metrics', measured.length
+section('metrics', 'Metrics', () => measured.length
   ? make('div', {class: 'charts'}, chart('Validation', curves('val', measured, (name) => (mainOnes.length ? mainOnes : measured.slice(0, 4)).includes(name)),
     {x: runs[0].by_epoch ? 'epoch' : 'iteration'}))
   : absent('metrics', 'no validation has been logged.'));
@@ -354,7 +360,7 @@ function heat(value, low, high) {
   const share = typeof value === 'number' && high > low ? (value - low) / (high - low) : 0;
   return `background: rgba(var(--heat), ${(0.45 * share).toFixed(3)})`;
 }
-section('classes', 'Classes', eachRun((run) => {
+section('classes', 'Classes', () => eachRun((run) => {
   const found = run.validations.filter((one) => one.by_class);
   if (!found.length) return absent('results of each class', ABSENT);
   const last = found[found.length - 1];
@@ -387,7 +393,6 @@ section('classes', 'Classes', eachRun((run) => {
 
 function precisionRecall() {
   const known = runs.map((run) => run.details && run.details.curves ? run.details : null);
-  if (!known.some(Boolean)) return null;
   const classes = [...new Set(known.filter(Boolean).flatMap((one) => one.classes))];
   const place = make('div', {});
   const choice = make('select', {'aria-label': 'Class', onchange: render}, make('option', {value: ''}, 'mean of all classes'), classes.map((name) => make('option', {value: name}, name)));
@@ -448,12 +453,14 @@ function confusion(run) {
   }
   return [shown, details('What is confused most', () => pairs)];
 }
-const precision = precisionRecall();
-if (precision) section('curves', 'Precision and recall', precision);
-if (runs.some((run) => run.details && run.details.confusion)) {
-  section('confusion', 'Confusion', eachRun((run) => run.details && run.details.confusion
+const curved = runs.some((run) => run.details && run.details.curves);
+const confused = runs.some((run) => run.details && run.details.confusion);
+if (curved) section('curves', 'Precision and recall', precisionRecall);
+if (confused) {
+  section('confusion', 'Confusion', () => eachRun((run) => run.details && run.details.confusion
     ? confusion(run) : absent('confusion matrix', ABSENT)));
-} else if (!precision) section('curves', 'Curves and confusion', absent('precision-recall curves or confusion matrix', ABSENT));
+}
+if (!curved && !confused) section('curves', 'Curves and confusion', () => absent('precision-recall curves or confusion matrix', ABSENT));
 
 // ---- pictures -------------------------------------------------------------------------------
 
@@ -479,7 +486,7 @@ function scene(picture, drawn, info) {
   }
   return svg;
 }
-section('worst', 'The worst pictures', eachRun((run) => {
+section('worst', 'The worst pictures', () => eachRun((run) => {
   const found = run.details;
   if (!found || !found.worst) return absent('worst pictures', ABSENT);
   const when = `of the validation after iteration ${found.iter}`;
@@ -507,7 +514,7 @@ section('worst', 'The worst pictures', eachRun((run) => {
 
 // ---- speed ----------------------------------------------------------------------------------
 
-section('speed', 'Speed and memory',
+section('speed', 'Speed and memory', () => [
   eachRun((run) => {
     const speed = run.speed;
     if (speed.iteration === undefined) return absent('times', 'nothing was logged of training.');
@@ -519,7 +526,7 @@ section('speed', 'Speed and memory',
   }),
   make('div', {class: 'charts'},
     chart('Seconds an iteration', curves('train', ['time', 'data_time']), {smooth: true, log: true}),
-    chart('GPU memory, MB', curves('train', ['memory']))));
+    chart('GPU memory, MB', curves('train', ['memory'])))]);
 
 // ---- config, environment --------------------------------------------------------------------
 
@@ -533,7 +540,7 @@ function changes(rows) {
   render();
   return [rows[1].length > 12 ? make('div', {class: 'tools'}, filter) : null, place];
 }
-section('config', 'Config',
+section('config', 'Config', () => [
   many && report.between ? [make('h3', {}, `${LETTERS[0]} beside ${LETTERS[1]}`), report.between.length ? changes([['A', 'B'], report.between]) : make('p', {}, 'The configs are the same.')] : null,
   eachRun((run) => {
     const config = run.config;
@@ -543,8 +550,8 @@ section('config', 'Config',
         : [make('p', {}, `${config.changes.length} differences to ${config.base}:`), config.changes.length ? changes([['base', 'this run'], config.changes]) : null],
       details('The whole config', () => make('pre', {tabindex: 0}, config.text)),
     ];
-  }));
-section('environment', 'Environment', eachRun((run) => {
+  })]);
+section('environment', 'Environment', () => eachRun((run) => {
   const repeat = run.repeat;
   const rows = [...Object.entries(run.versions || {}), ...Object.entries(run.environment)];
   return [
@@ -557,7 +564,7 @@ section('environment', 'Environment', eachRun((run) => {
     run.versions ? null : make('p', {class: 'quiet'}, 'Versions of other packages were not recorded: focal_mm.ReportHook does.'),
   ];
 }));
-section('log', 'Log', eachRun((run) => run.log.length
+section('log', 'Log', () => eachRun((run) => run.log.length
   ? details('Warnings, and the last lines', () => make('pre', {tabindex: 0}, run.log.join('\n')))
   : absent('log', 'there is none in the folder.')));
 

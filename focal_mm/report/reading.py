@@ -61,7 +61,7 @@ def read_run(work_dir: Path, base: str | None = None) -> dict[str, Any]:
     config = _parse(config_text, config_file, notes)
     record = _newest(start / FOLDER / 'run.json' for start in starts)
     validations = _validations(work_dir, starts)
-    loop = config.get('train_cfg') or {}
+    loop = _part(config, 'train_cfg')
     state = _state(work_dir, starts, train, val, loop, record)
     _note_faults(train, notes)
     environment = _environment(text)
@@ -289,7 +289,7 @@ def _compared(config: dict, file: Path | None, base: str | None, record: dict) -
             raise ValueError(f'--base {base}: {error}') from error
         return dict(base=base, changes=differences(content, config) if config else None)
     if 'changes' in record:
-        return dict(base=record['base'], changes=record['changes'])
+        return dict(base=record.get('base'), changes=record['changes'])
     found = nearest_config(file.name, config) if config and file else None
     return dict(base=found[0], changes=found[1]) if found else dict(base=None, changes=None)
 
@@ -303,7 +303,7 @@ def _state(
     """Return how far the run is, and whether it goes on."""
     at = train[-1]['step'] if train else 0
     epoch = train[-1].get('epoch') if train else None
-    epochs, iters = loop.get('max_epochs'), loop.get('max_iters')
+    epochs, iters = _count(loop.get('max_epochs')), _count(loop.get('max_iters'))
     goal, unit = epochs or iters, 'epoch' if epochs else 'iter'
     last, begun = work_dir / 'last_checkpoint', starts[-1] / 'vis_data' / 'config.py'
     name = Path(last.read_text(errors='replace').strip()).name if last.is_file() else ''
@@ -343,6 +343,16 @@ def _state(
     )
 
 
+def _part(config: dict, key: str) -> dict:
+    """Return a dict of a config; an empty one where there is none."""
+    part = config.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def _count(value: Any) -> int | None:
+    return int(value) if str(value).isdecimal() else None
+
+
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
@@ -361,9 +371,9 @@ def _speed(train: list[dict], config: dict, record: dict, environment: dict) -> 
     if not waits or not times:
         return {}
     wait, whole = waits[len(waits) // 2], times[len(times) // 2]
-    loader = config.get('train_dataloader') or {}
-    batch = loader.get('batch_size') or (loader.get('batch_sampler') or {}).get('batch_size')
-    processes = record.get('processes') or int(environment.get('GPU number') or 1)
+    loader = _part(config, 'train_dataloader')
+    batch = loader.get('batch_size') or _part(loader, 'batch_sampler').get('batch_size')
+    processes = _count(record.get('processes')) or _count(environment.get('GPU number')) or 1
     memory = [line['memory'] for line in train if _finite(line.get('memory'))]
     return dict(
         data=round(wait, 4),
@@ -385,7 +395,7 @@ def _seed(record: dict, environment: dict, config: dict) -> str | None:
     for seed in (
         record.get('seed'),
         environment.get('seed'),
-        (config.get('randomness') or {}).get('seed'),
+        _part(config, 'randomness').get('seed'),
     ):
         if seed is not None and seed != 'None':
             return str(seed)
@@ -398,7 +408,7 @@ def _repeat(
     """Return the command that repeats a run, and where it is from."""
     if 'command' in record:
         where = f'cd {shlex.quote(str(record.get("folder")))}\n'
-        drawn = (config.get('randomness') or {}).get('seed') is None
+        drawn = _part(config, 'randomness').get('seed') is None
         hint = f'--cfg-options randomness.seed={record.get("seed")} repeats it'
         source = 'as it was typed' + f'; the seed was drawn, {hint}' * drawn
         return dict(command=where + str(record['command']), source=source)

@@ -179,3 +179,14 @@ def test_command_is_made_from_the_config_where_none_was_noted(write_start, train
     folder = write_start([train_line(1)])
     command = read_run(folder)['repeat']['command']
     assert command == f'focal-mm train {folder}/config.py --work-dir {folder}-again'
+
+
+@pytest.mark.parametrize('value', ['3', '"x"', '[1]', 'None', 'dict(max_epochs=[], max_iters="y")'])
+def test_strange_configs_are_no_errors(write_start, train_line, value):
+    names = ('train_cfg', 'train_dataloader', 'randomness')
+    folder = write_start([train_line(1)], config=''.join(f'{n} = {value}\n' for n in names))
+    record = dict(changes=[], processes=value)
+    (folder / '20260101_000000' / 'report').mkdir()
+    (folder / '20260101_000000' / 'report' / 'run.json').write_text(json.dumps(record))
+    run = read_run(folder)
+    assert run['state']['kind'] == 'going on' and run['config']['changes'] == []
