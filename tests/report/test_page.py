@@ -240,7 +240,7 @@ def test_pages_that_are_watched_load_themselves_again(browser, opened):
 
 def test_damaged_details_spoil_one_section_only(browser, opened, runs):
     file = runs[0] / '20260101_000000' / 'report' / 'val_40.json'
-    file.write_text(json.dumps(details_of(40) | dict(worst=[1], curves=2)))
+    file.write_text(json.dumps(details_of(40) | dict(worst=[None], curves=2)))
     opened()
     damaged = browser.find_elements(By.XPATH, '//section[p[contains(., "is damaged")]]/h2')
     assert {one.text for one in damaged} == {'Precision and recall', 'The worst pictures'}
