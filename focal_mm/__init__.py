@@ -13,7 +13,8 @@ Names in configs
     ``focal_mm.SeparateFocalLoss``. Such registries of runners, hooks and transforms have what makes
     runs survive interruptions (:mod:`focal_mm.engine`), imported where a config names it:
     ``focal_mm.DurableRunner``, ``focal_mm.DurableCheckpointHook``, ``focal_mm.MeanLossHook``,
-    ``focal_mm.NonFiniteHook``, ``focal_mm.StopHook``, ``focal_mm.SkipCorrupt``.
+    ``focal_mm.NonFiniteHook``, ``focal_mm.StopHook``, ``focal_mm.ReportHook``,
+    ``focal_mm.SkipCorrupt``.
 
 Missing packages
     Where mmcv has no compiled ops, ``mmcv._ext`` is :mod:`focal_mm.compat.mmcv_ops`. Where they are

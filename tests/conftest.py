@@ -3,7 +3,9 @@
 import json
 import os
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import cases
 import numpy as np
@@ -65,6 +67,23 @@ def cache_of_the_run(tmp_path_factory) -> None:
         patch.setenv('FOCAL_MM_CACHE', str(tmp_path_factory.mktemp('cache')))
         patch.delenv('FOCAL_MM_WEIGHTS', raising=False)
         yield
+
+
+@pytest.fixture(scope='session')
+def browser() -> Iterator[Any]:
+    """Headless Chromium, driven by selenium, which keeps the messages of its console."""
+    webdriver = pytest.importorskip('selenium.webdriver')
+    chromium, driver = shutil.which('chromium'), shutil.which('chromedriver')
+    if not chromium or not driver:
+        pytest.skip('no chromium and chromedriver (apt-get install chromium chromium-driver)')
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ('headless=new', 'no-sandbox', 'disable-gpu', 'disable-dev-shm-usage'):
+        options.add_argument(f'--{argument}')
+    options.set_capability('goog:loggingPrefs', dict(browser='ALL'))
+    window = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield window
+    window.quit()
 
 
 @pytest.fixture

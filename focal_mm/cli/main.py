@@ -23,6 +23,7 @@ COMMANDS = {
     'predict': 'draw and save the predictions for pictures and videos',
     'export': 'write a model as an ONNX file and check it',
     'weights': 'list, download, check, find and convert the published weights',
+    'report': 'make a page of a run: curves, classes, the worst pictures, config',
     'tables': "print the papers' tables beside what is measured here",
     'reproduce': "train and test the rows of a paper's table",
     'bench': 'measure time and memory beside other networks',

@@ -6,6 +6,7 @@
 from .checkpoint_hook import DurableCheckpointHook
 from .checkpoints import NoSpaceError, find_newest, write_whole
 from .loss_hooks import MeanLossHook, NonFiniteError, NonFiniteHook, load_incident
+from .report_hook import ReportHook
 from .runner import DurableRunner
 from .stop_hook import StopHook
 
@@ -16,6 +17,7 @@ __all__ = [
     'NoSpaceError',
     'NonFiniteError',
     'NonFiniteHook',
+    'ReportHook',
     'StopHook',
     'find_newest',
     'load_incident',
