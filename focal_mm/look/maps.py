@@ -21,7 +21,7 @@ from ..backbones.mixing_attention import MixingAttention, WindowAttentionBlock
 from ..backbones.mixing_convnets import MixingConvNet
 from ..kernels.window_attention import attention_weights
 from ..kernels.window_plans import Windows
-from .samples import Backbone, Image, find_backbone, mixers_of, prepare, strides_of
+from .samples import Backbone, Image, find_backbone, mixers_of, pixel_of, prepare, strides_of
 
 # What mixers store with keep_maps.
 _KEPT = (
@@ -78,8 +78,8 @@ def collect(
         model (nn.Module): The model.
         image (str, Path, np.ndarray, Tensor or Sample): The picture.
         kinds (type or tuple): Classes of the modules that have what is read.
-        kept (str): The attribute with what is read; of modules that do not keep it nothing is
-            read.
+        kept (str): The attribute with what is read; from modules that do not keep it nothing is
+            read. ``''``: all modules are read.
         read (Callable): Takes the module; returns what is collected.
 
     Returns:
@@ -94,7 +94,7 @@ def collect(
     found: dict[nn.Module, Found] = {}
 
     def after(mixer: nn.Module, *_: Any) -> None:
-        if hasattr(mixer, kept):
+        if not kept or hasattr(mixer, kept):
             found[mixer] = read(mixer)
         for name in _KEPT:
             mixer.__dict__.pop(name, None)
@@ -308,24 +308,9 @@ def attention(
     }
 
     def read(mixer: Any) -> Attention:
-        return read_attention(mixer, strides[mixer], place_of(query, sample.picture))
+        return read_attention(mixer, strides[mixer], pixel_of(query, sample.picture))
 
-    return collect(model, sample, ATTENDING, 'tokens', read)
-
-
-def place_of(query: tuple[float, float], picture: np.ndarray) -> tuple[int, int]:
-    """Return the pixel, x and y, of a place given as parts of a picture's width and height.
-
-    Raises:
-        ValueError: If it lies outside.
-    """
-    if not all(0 <= part <= 1 for part in query):
-        raise ValueError(
-            f'query {" ".join(map(str, query))}: give x and y from 0 to 1, parts of the width and '
-            'height'
-        )
-    height, width = picture.shape[:2]
-    return min(int(query[0] * width), width - 1), min(int(query[1] * height), height - 1)
+    return collect(model, sample, ATTENDING, 'token_windows', read)
 
 
 def read_attention(mixer: Any, stride: int, pixel: tuple[int, int]) -> Attention:
@@ -386,10 +371,12 @@ def kernels(model: nn.Module) -> list[list[list[np.ndarray]]]:
     FocalNet has one for each focal level (Eq. 4), none where a variant pools; the mixing blocks of
     MixFormer have one.
     """
-    return [
-        [[_array(conv.weight[:, 0].detach()) for conv in _convolutions(m)] for m in stage]
-        for stage in mixers_of(find_backbone(model))
-    ]
+    return [[kernels_of(mixer) for mixer in stage] for stage in mixers_of(find_backbone(model))]
+
+
+def kernels_of(mixer: nn.Module) -> list[np.ndarray]:
+    """Return the kernels of one modulation or attention, see :func:`kernels`."""
+    return [_array(conv.weight[:, 0].detach()) for conv in _convolutions(mixer)]
 
 
 def _convolutions(mixer: Any) -> list[Any]:

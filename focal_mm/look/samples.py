@@ -1,5 +1,6 @@
 """From a picture to what a network gets, and the network within a model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,23 @@ def _for_the_eye(pixels: Tensor, bgr: bool = True) -> np.ndarray:
     three = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
     three = three.flip(0) if bgr else three
     return three.permute(1, 2, 0).clamp(0, 255).byte().cpu().contiguous().numpy()
+
+
+def require_inside(query: Sequence[float]) -> None:
+    """Raise a ValueError if a place, x and y as parts of width and height, is not in a picture."""
+    if not all(0 <= part <= 1 for part in query):
+        raise ValueError(
+            f'query {" ".join(map(str, query))}: give x and y from 0 to 1, parts of the width and '
+            'of the height'
+        )
+
+
+def pixel_of(query: tuple[float, float], picture: np.ndarray) -> tuple[int, int]:
+    """Return the pixel, x and y, of a place given as parts of a picture's width and height.
+
+    Raises:
+        ValueError: If it lies outside.
+    """
+    require_inside(query)
+    height, width = picture.shape[:2]
+    return min(int(query[0] * width), width - 1), min(int(query[1] * height), height - 1)
