@@ -7,11 +7,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matplotlib.figure import Figure
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
 from ..config import datasets_of, dicts, is_pretrained, type_name
-from ..look import Survey, class_activation, draw_block, draw_overview, survey, write_page
+from ..look import (
+    Survey,
+    class_activation,
+    draw_block,
+    draw_overview,
+    survey,
+    write_page,
+    write_sheet,
+)
 from ..look.samples import find_backbone, mixers_of
 from ..look.sheets import SUFFIXES
 from ..weights import ZOO
@@ -61,7 +70,9 @@ def load_model(
     weights = ZOO.get(name)
     if weights is None and not Path(name).suffix and '::' not in name:
         near = get_close_matches(name, ZOO, n=3)
-        hint = f'did you mean {", ".join(near)}?' if near else '`focal-mm weights list` has the names'
+        hint = (
+            f'did you mean {", ".join(near)}?' if near else '`focal-mm weights list` has the names'
+        )
         raise FileNotFoundError(f'{name}: neither a config nor published weights; {hint}')
     title = f'{name}, {Path(checkpoint).name}' if checkpoint else name
     if weights is not None and not scratch:
@@ -84,8 +95,9 @@ def load_model(
     else:
         net.init_weights()
     net.cfg, net.dataset_meta = cfg, metainfo
-    backbone = [node for node in dicts(cfg.model) if type_name(node) == type(find_backbone(net)).__name__]
-    learned = checkpoint or any(is_pretrained(node.get('init_cfg')) for node in backbone)
+    family = type(find_backbone(net)).__name__
+    backbones = [node for node in dicts(cfg.model) if type_name(node) == family]
+    learned = checkpoint or any(is_pretrained(node.get('init_cfg')) for node in backbones)
     return Model(net.to(device).eval(), title, not learned)
 
 
@@ -183,11 +195,19 @@ def look(
         if activates or layer is not None or label is not None:
             found.activation = class_activation(model.net, found.sample, layer, label)
         surveys.append(found)
-        name = source.name if len(models) == 1 else f'{source.name}-{models.index(model) + 1}'
+        name = _stem(source, sources)
+        name += f'-{models.index(model) + 1}' if len(models) > 1 else ''
         files += _draw_sheets(found, output, name, query, every_block)
     if surveys:
         files.append(write_page(surveys, output.folder / f'{output.stem or "look"}.html'))
     return files, skipped
+
+
+def _stem(source: Source, sources: Sequence[Source]) -> str:
+    """Return the name of a picture without its suffix, unless another one has the same."""
+    stems = [Path(one.name).with_suffix('') for one in sources]
+    stem = Path(source.name).with_suffix('')
+    return source.name if stems.count(stem) > 1 else stem.as_posix()
 
 
 def _draw_sheets(
@@ -197,13 +217,14 @@ def _draw_sheets(
         return []
     start = output.folder / '-'.join(filter(None, (output.stem, name)))
 
-    def path(part: str) -> Path:
-        return start.with_name(f'{start.name}-{part}{output.suffix}')
+    def write(part: str, figure: Figure) -> None:
+        path = start.with_name(f'{start.name}-{part}{output.suffix}')
+        files.append(write_sheet(figure, path))
 
-    files = [path('overview')]
-    draw_overview(found, files[0])
+    files: list[Path] = []
+    write('overview', draw_overview(found))
     for stage, mixers in enumerate(mixers_of(found.backbone)):
         for block in range(len(mixers)) if every_block else range(len(mixers))[-1:]:
-            files.append(path(f'stage{stage + 1}-block{block + 1}'))
-            draw_block(found, stage, block, files[-1], query)
+            figure = draw_block(found, stage, block, query)
+            write(f'stage{stage + 1}-block{block + 1}', figure)
     return files

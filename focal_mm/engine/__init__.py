@@ -5,6 +5,7 @@
 
 from .checkpoint_hook import DurableCheckpointHook
 from .checkpoints import NoSpaceError, find_newest, write_whole
+from .look_hook import LookHook
 from .loss_hooks import MeanLossHook, NonFiniteError, NonFiniteHook, load_incident
 from .runner import DurableRunner
 from .stop_hook import StopHook
@@ -12,6 +13,7 @@ from .stop_hook import StopHook
 __all__ = [
     'DurableCheckpointHook',
     'DurableRunner',
+    'LookHook',
     'MeanLossHook',
     'NoSpaceError',
     'NonFiniteError',

@@ -22,7 +22,7 @@ from .maps import (
 )
 from .page import write_page
 from .samples import Sample, prepare
-from .sheets import draw_block, draw_overview
+from .sheets import draw_block, draw_overview, write_sheet
 from .surveys import Survey, survey
 
 __all__ = [
@@ -48,4 +48,5 @@ __all__ = [
     'survey',
     'windows',
     'write_page',
+    'write_sheet',
 ]

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import accumulate
-from math import log
+from math import ceil, log
 from typing import Any
 
 import numpy as np
@@ -150,10 +150,11 @@ class Score(nn.Module):
             raise ValueError(f'label {self.label}: the model has classes 0 to {len(scores) - 1}')
         return self.label
 
-    def _of_none(self, inputs: Tensor) -> None:
+    def _of_none(self, inputs: Tensor) -> Tensor | None:
         if self.label is not None:
             raise ValueError(f'label {self.label}: {type(self.model).__name__} has no classes')
         find_backbone(self.model)(inputs)
+        return None
 
     def _of_classifier(self, inputs: Tensor) -> Tensor | None:
         if not getattr(self.model, 'with_head', True):
@@ -210,7 +211,7 @@ class Probes:
     layer, and each of its outputs that is a map, has an identity of its own.
 
     Args:
-        backbone (StagedBackbone or MixingConvNet): The backbone, whose rows of tokens are maps, too.
+        backbone (StagedBackbone or MixingConvNet): The backbone; its rows of tokens are maps, too.
         inputs (Tensor): What the network gets, shape (1, C, H, W).
 
     Attributes:
@@ -225,7 +226,7 @@ class Probes:
         self.maps: list[Tensor] = []
         self.seen = ''
         self.token_maps: dict[int, tuple[int, int]] = {}
-        scales = [(-(-height // stride), -(-width // stride)) for stride in (64, 32, 16, 8, 4)]
+        scales = [(ceil(height / stride), ceil(width / stride)) for stride in (64, 32, 16, 8, 4)]
         for i, size in enumerate(scales):
             # Of the tokens of several scales in a row, as in DETR, the finest are the map.
             for total in accumulate(h * w for h, w in reversed(scales[: i + 1])):
@@ -233,7 +234,7 @@ class Probes:
         for mixers, stride in zip(mixers_of(backbone), strides_of(backbone)):
             for mixer in mixers:
                 side = getattr(mixer, 'window_size', 1)
-                rows, cols = (-(-(-(-x // stride)) // side) for x in (height, width))
+                rows, cols = (ceil(ceil(x / stride) / side) for x in (height, width))
                 pooled = sum(rows * cols * 4**i for i in range(getattr(mixer, 'pooled_levels', 0)))
                 size = rows * side, cols * side
                 self.token_maps[size[0] * size[1] + pooled] = size

@@ -110,7 +110,9 @@ class _Store:
         low, high = float(values.min()), float(values.max())
         most = np.iinfo(dtype).max
         scaled = np.round((values - low) / ((high - low) or 1) * most)
-        return self._put(scaled.astype(np.dtype(dtype).newbyteorder('<'))) | dict(low=low, high=high)
+        return self._put(scaled.astype(np.dtype(dtype).newbyteorder('<'))) | dict(
+            low=low, high=high
+        )
 
     def _put(self, values: np.ndarray) -> dict[str, Any]:
         self.bytes.write(b'\0' * (self.bytes.tell() % 2))  # JavaScript wants even addresses
@@ -158,9 +160,7 @@ def _entry(one: Survey, detail: Detail) -> dict[str, Any]:
 def _block(block: Block, store: _Store, detail: Detail) -> dict[str, Any]:
     shown: dict[str, Any] = dict(
         levels=block.levels,
-        maps={
-            name: [store.map(one, detail) for one in maps] for name, maps in block.maps.items()
-        },
+        maps={name: [store.map(one, detail) for one in maps] for name, maps in block.maps.items()},
         fields=[store.map(one, detail) for one in fields_of(block.mixer)],
         channels=None,
         attention=None,
@@ -176,7 +176,7 @@ def _attention(queries: Queries, store: _Store, detail: Detail) -> dict[str, Any
     thin = 1
     while -(-queries.rows // thin) * -(-queries.cols // thin) > detail.queries:
         thin += 1
-    grid = np.arange(queries.rows * queries.cols).reshape(queries.rows, queries.cols)
+    grid: np.ndarray = np.arange(queries.rows * queries.cols).reshape(queries.rows, queries.cols)
     grid = grid[::thin, ::thin]
     kept = grid.flatten()
     windows, number = np.unique(queries.windows[kept], return_inverse=True)

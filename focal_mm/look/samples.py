@@ -104,9 +104,13 @@ def prepare(model: nn.Module, image: Image, cfg: Config | None = None) -> Sample
         return Sample(batch.to(device), _for_the_eye(scaled, bgr=False))
 
     cfg = cfg or getattr(model, 'cfg', None)
-    steps = next(datasets_of(cfg.get('test_dataloader')), {}).get('pipeline', []) if cfg else []
-    loader = next((step for step in steps if type_name(step).startswith('LoadImage')), {})
-    pixels = _read(image, loader.get('color_type', 'color'))
+    steps: list = []
+    loaders = [cfg.get(key) for key in ('test_dataloader', 'val_dataloader')] if cfg else []
+    for dataset in datasets_of(next(filter(None, loaders), None)):
+        steps = dataset.pipeline
+        break
+    colors = [step.get('color_type') for step in steps if type_name(step).startswith('LoadImage')]
+    pixels = _read(image, next(filter(None, colors), 'color'))
     preprocessor = getattr(model, 'data_preprocessor', None)
     if preprocessor is None:
         return _alone(find_backbone(model), pixels, device)
@@ -127,9 +131,9 @@ def prepare(model: nn.Module, image: Image, cfg: Config | None = None) -> Sample
             apply = Compose([step for step in steps if not type_name(step).startswith('Load')])
         data = apply(data)
     samples = data.get('data_samples')
-    batch = dict(inputs=[data['inputs']], data_samples=None if samples is None else [samples])
-    batch = preprocessor(batch, False)
-    return Sample(batch['inputs'], _for_the_eye(data['inputs']), batch.get('data_samples'))
+    packed = dict(inputs=[data['inputs']], data_samples=None if samples is None else [samples])
+    packed = preprocessor(packed, False)
+    return Sample(packed['inputs'], _for_the_eye(data['inputs']), packed.get('data_samples'))
 
 
 def _read(image: str | Path | np.ndarray, color: str) -> np.ndarray:
@@ -143,7 +147,7 @@ def _read(image: str | Path | np.ndarray, color: str) -> np.ndarray:
         pixels = np.stack([pixels] * 3, -1)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or not pixels.size:
-        raise ValueError(f'pixels of shape {np.shape(image)}: give (H, W, 3) or (H, W)')
+        raise ValueError(f'pixels of shape {pixels.shape}: give (H, W, 3) or (H, W)')
     return pixels
 
 
@@ -155,7 +159,8 @@ def _alone(backbone: Backbone, pixels: np.ndarray, device: torch.device) -> Samp
             'give the tensor that the network takes'
         )
     rgb = np.ascontiguousarray(pixels[..., ::-1])
-    inputs = torch.from_numpy((rgb - np.float32(MEAN)) / np.float32(STD)).permute(2, 0, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    inputs = (torch.from_numpy(rgb).permute(2, 0, 1) - mean) / std
     return Sample(inputs[None].to(device), rgb)
 
 

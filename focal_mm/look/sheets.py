@@ -24,6 +24,16 @@ PARTS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7')
 MARK = '#D55E00'
 WIDTH = 7.2  # inches, of a page with two columns
 SUFFIXES = ('.png', '.svg', '.pdf')
+MAPS = (
+    'gates',
+    'contexts',
+    'modulator',
+    'kernels',
+    'fields',
+    'attention',
+    'biases',
+    'interactions',
+)
 
 Panel = tuple[str, Callable[[Axes], None]]
 
@@ -32,32 +42,41 @@ class Row(NamedTuple):
     """Panels with one caption.
 
     Attributes:
+        name (str): What is shown, in a word.
         caption (str): What is shown, and its equation.
         panels (list): Title and drawing function of each.
         height (float, optional): Height over width of a panel. Default: that of the picture.
     """
 
+    name: str
     caption: str
     panels: list[Panel]
     height: float | None = None
 
 
-def draw_overview(survey: Survey, path: str | Path) -> None:
+def draw_overview(survey: Survey) -> Figure:
     """Draw the norms of all stages and the class-activation map.
 
     Args:
         survey (Survey): What is drawn.
-        path (str or Path): The new file, ``.png``, ``.svg`` or ``.pdf``.
+
+    Returns:
+        Figure: matplotlib's, as wide as a page with two columns.
     """
     picture = survey.sample.picture
     panels: list[Panel] = [('picture', lambda axes: _show_picture(axes, picture))]
     for i, (norm, stride) in enumerate(zip(survey.norms, survey.strides), 1):
         panels.append((f'stage {i}', _map(norm, stride, picture)))
-    rows = [Row("Norm over the channels of each stage's output, before any output norm", panels)]
+    rows = [
+        Row(
+            'norms', "Norm over the channels of each stage's output, before any output norm", panels
+        )
+    ]
     if survey.activation is not None:
         found = survey.activation
         rows.append(
             Row(
+                'activation',
                 f'{class_title(found)}, at {found.layer}',
                 [
                     ('picture', lambda axes: _show_picture(axes, picture)),
@@ -66,7 +85,7 @@ def draw_overview(survey: Survey, path: str | Path) -> None:
                 ],
             )
         )
-    _draw(survey, 'all stages', rows, path)
+    return _draw(survey, 'all stages', rows)
 
 
 def class_title(found: ClassActivation) -> str:
@@ -81,22 +100,38 @@ def draw_block(
     survey: Survey,
     stage: int,
     block: int,
-    path: str | Path,
     query: tuple[float, float] = (0.5, 0.5),
-) -> None:
+    maps: Sequence[str] = MAPS,
+) -> Figure:
     """Draw what one block sees.
 
     Args:
         survey (Survey): What is drawn.
         stage (int): Number of the stage, from 0.
         block (int): Number of the block in the stage, from 0.
-        path (str or Path): The new file, ``.png``, ``.svg`` or ``.pdf``.
         query (tuple[float, float]): Place of the token whose attention is drawn, x and y from 0 to
             1. Default: the middle.
+        maps (sequence of str): The rows that are drawn where the block has them. Default:
+            :data:`MAPS`, all.
+
+    Returns:
+        Figure: matplotlib's, as wide as a page with two columns.
+
+    Raises:
+        ValueError: If ``maps`` has a name that no row has.
     """
+    require_maps(maps)
     shown = survey.blocks[stage][block]
     rows = _modulation_rows(survey, stage, shown) + _attention_rows(survey, stage, shown, query)
-    _draw(survey, f'stage {stage + 1}, block {block + 1}', rows, path)
+    rows = [row for row in rows if row.name in maps]
+    return _draw(survey, f'stage {stage + 1}, block {block + 1}', rows)
+
+
+def require_maps(maps: Sequence[str]) -> None:
+    """Raise a ValueError if there are no rows of these names."""
+    unknown = set(maps).difference(MAPS)
+    if unknown:
+        raise ValueError(f'maps={sorted(unknown)}: choose from {", ".join(MAPS)}')
 
 
 def _modulation_rows(survey: Survey, stage: int, block: Block) -> list[Row]:
@@ -110,6 +145,7 @@ def _modulation_rows(survey: Survey, stage: int, block: Block) -> list[Row]:
         low, high = _range(block.maps['gates'])
         rows.append(
             Row(
+                'gates',
                 r'Gates $g^\ell$ (Eq. 5): how much of each focal level a token takes',
                 [
                     (name, _map(gate, stride, picture, low, high))
@@ -119,6 +155,7 @@ def _modulation_rows(survey: Survey, stage: int, block: Block) -> list[Row]:
         )
         rows.append(
             Row(
+                'contexts',
                 r'Contexts $z^\ell$ (Eq. 4): norm over the channels',
                 [
                     (name, _map(context, stride, picture))
@@ -129,6 +166,7 @@ def _modulation_rows(survey: Survey, stage: int, block: Block) -> list[Row]:
     if 'modulator' in block.maps:
         rows.append(
             Row(
+                'modulator',
                 'Modulator, the factor of the query in Eq. 6: norm over the channels',
                 [
                     ('picture', lambda axes: _show_picture(axes, picture)),
@@ -141,6 +179,7 @@ def _modulation_rows(survey: Survey, stage: int, block: Block) -> list[Row]:
         kernels = kernels_of(block.mixer)
         rows.append(
             Row(
+                'kernels',
                 r'Depth-wise kernels of Eq. 4, mean of $|w|$ over the channels'
                 + ('; dashed: the zero-padded rim' if any(map(rim, kernels)) else ''),
                 [(f'{k.shape[-1]}×{k.shape[-1]}', _kernel(k)) for k in kernels],
@@ -149,6 +188,7 @@ def _modulation_rows(survey: Survey, stage: int, block: Block) -> list[Row]:
         )
         rows.append(
             Row(
+                'fields',
                 r'Receptive field of $z^\ell$ by the kernels of levels 1 to $\ell$ (section 3.2)',
                 [(f'{len(one)}×{len(one)} tokens', _matrix(one)) for one in fields],
                 1,
@@ -167,6 +207,7 @@ def _attention_rows(
     equation = 'Eq. 3' if focal else 'MIX of Eq. 1, window attention'
     rows = [
         Row(
+            'attention',
             f'Attention of the marked query ({equation}): softmax weights, mean of the heads',
             _attention_panels(block.queries, stride, picture, query),
         )
@@ -175,9 +216,11 @@ def _attention_rows(
     if tables:
         rows.append(
             Row(
+                'biases',
                 'Learned biases B '
                 + ('of Eq. 3' if focal else 'of the window attention')
-                + ', mean of the heads, by the offset of the key',
+                + ', mean of the heads, by the offset of the key'
+                + ('; surroundings by query and key' if 'surroundings' in tables else ''),
                 [(name, _signed(table.mean(0))) for name, table in tables.items()],
                 1,
             )
@@ -193,6 +236,7 @@ def _attention_rows(
             extra.append(('channel interaction', lambda axes: _show_channels(axes, weights)))
         rows.append(
             Row(
+                'interactions',
                 'Windows, and the factors of the interactions (Figure 2): of positions of the '
                 'convolution, of channels of the attention',
                 extra,
@@ -200,6 +244,7 @@ def _attention_rows(
         )
         rows.append(
             Row(
+                'kernels',
                 r'Depth-wise kernel, mean of $|w|$ over the channels',
                 [(f'{k.shape[-1]}×{k.shape[-1]}', _kernel(k)) for k in kernels_of(mixer)],
                 1,
@@ -221,9 +266,7 @@ def _attention_panels(
 
     def panel(level: int) -> Panel:
         here = (keys.levels == level) & (weights > 0)
-        boxes = np.stack(
-            [keys.cols[window][here], keys.rows[window][here], keys.sides[here]], -1
-        )
+        boxes = np.stack([keys.cols[window][here], keys.rows[window][here], keys.sides[here]], -1)
         share = 100 * weights[here].sum()
 
         def draw(axes: Axes) -> None:
@@ -236,13 +279,15 @@ def _attention_panels(
                     for dy in (0, high) if top + side > high else (0,):
                         corner = (left - dx) * stride, (top - dy) * stride
                         rectangles.append(Rectangle(corner, side * stride, side * stride))
-                        values.append(weight / side**2)
+                        values.append(weight)
             drawn = PatchCollection(
                 rectangles, cmap=COLORS, alpha=0.85, linewidth=0.3, edgecolor=PARTS[min(level, 3)]
             )
             drawn.set_array(np.array(values))
-            drawn.set_clim(0, None)
+            drawn.set_clim(0, weights.max())
             axes.add_collection(drawn)
+            if level == keys.levels.max():
+                _add_scale(axes, drawn)
             axes.add_patch(
                 Rectangle(marked, stride, stride, fill=False, edgecolor=MARK, linewidth=1.5)
             )
@@ -356,23 +401,19 @@ def _add_scale(axes: Axes, drawn: Any) -> None:
     bar.outline.set_linewidth(0.4)  # type: ignore[operator]
 
 
-def _draw(survey: Survey, part: str, rows: Sequence[Row], path: str | Path) -> None:
-    path = Path(path).expanduser()
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f'{path}: a sheet ends in {", ".join(SUFFIXES)}')
+def _draw(survey: Survey, part: str, rows: Sequence[Row]) -> Figure:
     if not rows:
         rows = [
             Row(
-                'This block keeps no maps',
+                '',
+                'This block has nothing of the kind',
                 [('picture', lambda axes: _show_picture(axes, survey.sample.picture))],
             )
         ]
     height, width = survey.sample.picture.shape[:2]
-    heights = []
-    for row in rows:
-        tall = row.height or min(max(height / width, 0.4), 2.5)
-        panel = WIDTH / max(3, len(row.panels)) if row.height is None else 1.3
-        heights.append(panel * tall + 0.45)
+    columns = max(4, *(len(row.panels) for row in rows))
+    panel = 0.82 * WIDTH / columns  # beside its scale
+    heights = [panel * (row.height or min(max(height / width, 0.4), 2.5)) + 0.42 for row in rows]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.35), layout='constrained')
     figure.suptitle(
         f'{survey.heading} · {part}',
@@ -383,11 +424,31 @@ def _draw(survey: Survey, part: str, rows: Sequence[Row], path: str | Path) -> N
     parts = np.atleast_1d(figure.subfigures(len(rows), 1, height_ratios=heights))
     for row, sub in zip(rows, parts):
         sub.suptitle(row.caption, x=0.01, ha='left', fontsize=7)
-        cells = np.atleast_1d(sub.subplots(1, max(3, len(row.panels))))
+        cells = np.atleast_1d(sub.subplots(1, columns))
         for axes in cells:
             axes.set_axis_off()
         for (title, draw), axes in zip(row.panels, cells):
             axes.set_title(title, fontsize=6, pad=2)
             draw(axes)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=200)
+    return figure
+
+
+def write_sheet(figure: Figure, path: str | Path) -> Path:
+    """Write a figure, whole or not at all.
+
+    Args:
+        figure (Figure): What :func:`draw_block` or :func:`draw_overview` returns.
+        path (str or Path): The new file, ``.png``, ``.svg`` or ``.pdf``.
+
+    Returns:
+        Path: The file.
+
+    Raises:
+        ValueError: For another suffix.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f'{path}: a sheet ends in {", ".join(SUFFIXES)}')
+    with whole_file(path) as part:
+        figure.savefig(part, format=path.suffix[1:].lower(), dpi=200)
+    return path

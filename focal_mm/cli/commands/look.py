@@ -14,6 +14,7 @@ Examples:
 import os
 import sys
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from ..arguments import (
     add_device_argument,
@@ -42,7 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         action='append',
         type=os.path.expanduser,
         metavar='K',
-        help="weights of the model: a file, an address or a name; one for each --model, or several "
+        help='weights of the model: a file, an address or a name; one for each --model, or several '
         "for one; default: the published ones, or those in the config's init_cfg",
     )
     parser.add_argument(
@@ -51,7 +52,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--out',
         type=path,
-        default='look',
+        default=Path('look'),
         help='a folder; or a file, .png, .svg or .pdf, that names the sheets, with the page beside '
         'them; or .html for the page alone; default: %(default)s',
     )
@@ -116,8 +117,8 @@ def run(args: Namespace) -> None:
             args.layer,
             args.label,
         )
-    for file, reason in skipped.items():
-        print(f'{file}: left out: {reason}', file=sys.stderr)
+    for picture, reason in skipped.items():
+        print(f'{picture}: left out: {reason}', file=sys.stderr)
     for file in files:
         print(file)
     if skipped:
