@@ -66,10 +66,14 @@ def write_page(surveys: Sequence[Survey], path: str | Path) -> Path:
     """
     template = Path(__file__).with_name('page.html').read_text(encoding='utf-8')
     for detail in DETAILS:
-        content = dict(
-            colors=(np.array(colormaps[COLORS].colors) * 255).round().astype(int).tolist(),  # type: ignore[attr-defined]
-            entries=[_entry(one, detail) for one in surveys],
-        )
+        stores = [_Store() for _ in surveys]
+        entries = [_entry(*pair, detail) for pair in zip(surveys, stores)]
+        if sum(store.bytes.tell() for store in stores) > 3 * LIMIT:
+            continue  # compression saves less than that
+        for entry, store in zip(entries, stores):
+            entry['data'] = store.text()
+        colors = (np.array(colormaps[COLORS].colors) * 255).round().astype(int).tolist()  # type: ignore[attr-defined]
+        content = dict(colors=colors, entries=entries)
         # A name may contain the end of a script.
         text = json.dumps(content, ensure_ascii=False).replace('<', '\\u003c')
         page = template.replace('{{content}}', text).encode()
@@ -122,11 +126,10 @@ class _Store:
 
     def text(self) -> str:
         """Return all bytes, compressed, as text."""
-        return base64.b64encode(gzip.compress(self.bytes.getvalue(), 9, mtime=0)).decode()
+        return base64.b64encode(gzip.compress(self.bytes.getvalue(), mtime=0)).decode()
 
 
-def _entry(one: Survey, detail: Detail) -> dict[str, Any]:
-    store = _Store()
+def _entry(one: Survey, store: _Store, detail: Detail) -> dict[str, Any]:
     height, width = one.sample.picture.shape[:2]
     stages = []
     for stride, blocks, norm in zip(one.strides, one.blocks, one.norms):
@@ -153,7 +156,6 @@ def _entry(one: Survey, detail: Detail) -> dict[str, Any]:
         height=height,
         stages=stages,
         activation=activation,
-        data=store.text(),
     )
 
 
