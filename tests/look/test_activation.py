@@ -74,7 +74,7 @@ def test_every_layer_with_a_map_has_an_activation(classifiers, name):
         try:
             found = look.class_activation(model, image, key)
         except ValueError as error:
-            assert f"layer '{key}'" in str(error)
+            assert 'is no map' in str(error)  # noqa: PT017  of some layers only
             out = ran.get(key)
             # A layer that ran gives a map unless it gives vectors.
             assert not isinstance(out, torch.Tensor) or out.ndim < 3 or out.shape[2:].numel() == 1

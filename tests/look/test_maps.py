@@ -92,7 +92,7 @@ def test_interactions_of_mixformer_are_what_scales_its_branches(nets, image):
         seen = {}
         hooks = [
             getattr(mixer, key).register_forward_hook(
-                lambda _m, _a, out, key=key: seen.update({key: out.sigmoid()})
+                lambda _m, _a, out, key=key, seen=seen: seen.update({key: out.sigmoid()})
             )
             for key in ('channel_interaction', 'spatial_interaction')
         ]

@@ -102,7 +102,7 @@ def test_values_under_the_pointer_are_those_of_the_arrays(browser, surveys, nets
             stride = 4 * 2 ** (stage - 1)
             assert (int(row), int(col)) == (71 // stride, 50 // stride)
             value_here = np.broadcast_to(expected, shown.norms[stage - 1].shape)[int(row), int(col)]
-            reach = np.ptp(expected) / 65535 + 1e-3 * abs(value_here)
+            reach = float(np.ptp(expected) / 65535 + 1e-3 * abs(value_here))
             assert float(value) == pytest.approx(value_here, abs=reach)
     choose(browser, 'activation')
     assert point(browser, 0, 45, 60).endswith(f'{shown.activation.map[60, 45]:.4g}'[:5])
