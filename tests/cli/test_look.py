@@ -33,25 +33,32 @@ def content_of(page: Path) -> dict:
     return json.loads(re.search(r'id="content">(.*?)</script>', text, re.DOTALL)[1])
 
 
-@pytest.mark.parametrize('kind', ['detector', 'segmentor', 'classifier'])
-def test_models_of_each_kind_are_looked_into(command, tiny_models, photos, tmp_path, kind):
+def test_sheets_and_page_are_written(command, tiny_models, photos, tmp_path):
+    model = ('--model', tiny_models / 'classifier.py')
+    model += ('--checkpoint', tiny_models / 'classifier.pth')
+    picture = photos / 'grey tall.png'
+    status, out, _ = command('look', picture, *model, '--out', tmp_path / 'fig.svg')
+    assert status == 0
+    files = {Path(line).name: Path(line) for line in out.splitlines()}
+    sheets = ['overview', *(f'stage{i}-block1' for i in range(1, 5))]
+    assert set(files) == {'fig.html', *(f'fig-grey tall-{one}.svg' for one in sheets)}
+    assert all(b'<svg' in files[name].read_bytes()[:1000] for name in files if 'html' not in name)
+    assert {path.name for path in tmp_path.iterdir()} == set(files)
+
+
+@pytest.mark.parametrize('kind', ['detector', 'segmentor'])
+def test_backbone_within_a_model_sees_what_the_pipeline_makes(
+    command, tiny_models, photos, tmp_path, kind
+):
     pictures = [photos / 'grey tall.png', photos / 'tiny.png']
     model = ('--model', tiny_models / f'{kind}.py', '--checkpoint', tiny_models / f'{kind}.pth')
-    status, out, err = command('look', *pictures, *model, '--out', tmp_path / 'figure.svg')
-    assert (status, err) == (0, '')
-    files = [Path(line) for line in out.splitlines()]
-    names = {path.name for path in files}
-    assert {'figure.html', 'figure-tiny-overview.svg', 'figure-tiny-stage4-block1.svg'} <= names
-    assert len(files) == 2 * 5 + 1
-    assert all(path.read_bytes() for path in files)
-    assert not list(tmp_path.rglob('*.part'))
-    shown = content_of(tmp_path / 'figure.html')['entries']
+    status, _, _ = command('look', *pictures, *model, '--out', tmp_path / 'page.html')
+    assert status == 0
+    shown = content_of(tmp_path / 'page.html')['entries']
     assert [entry['title'] for entry in shown] == ['grey tall.png', 'tiny.png']
-    assert not any(entry['random'] for entry in shown)
-    assert all(f'{kind}.pth' in entry['model'] for entry in shown)
     for entry in shown:
-        # As the pipeline makes it: cropped for a classifier, scaled for the others.
-        assert (entry['width'] == entry['height']) == (kind == 'classifier' or entry['width'] > 90)
+        assert (entry['random'], f'{kind}.pth' in entry['model']) == (False, True)
+        assert max(entry['width'], entry['height']) == 96  # the scale in the test pipeline
         assert entry['stages'][0]['rows'] >= -(-entry['height'] // 4)
         assert entry['activation']
 
