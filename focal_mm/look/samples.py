@@ -133,6 +133,8 @@ def prepare(model: nn.Module, image: Image, cfg: Config | None = None) -> Sample
     samples = data.get('data_samples')
     packed = dict(inputs=[data['inputs']], data_samples=None if samples is None else [samples])
     packed = preprocessor(packed, False)
+    if not isinstance(packed['inputs'], Tensor):  # mmengine's default, which only moves the data
+        return _alone(find_backbone(model), data['inputs'].permute(1, 2, 0).numpy(), device)
     return Sample(packed['inputs'], _for_the_eye(data['inputs']), packed.get('data_samples'))
 
 

@@ -48,6 +48,10 @@ def test_sheets_reach_the_visualizer_and_leave_the_training_alone(picture, tmp_p
             model=Seeing(drop_path_rate=0.2),
             custom_hooks=hooks,
             train_cfg=dict(by_epoch=True, max_epochs=2),
+            val_dataloader=None,
+            val_cfg=None,
+            val_evaluator=None,
+            default_hooks={},
             visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
         )
         runner.train()
