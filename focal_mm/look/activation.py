@@ -128,19 +128,16 @@ class Score(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Image (1, C, H, W) -> (1, 1)."""
-        library = type(self.model).__module__.partition('.')[0]
         measures: dict[str, Callable[[Tensor], Tensor | None]] = dict(
             mmpretrain=self._of_classifier, mmseg=self._of_segmentor, mmdet=self._of_detector
         )
-        kind = next((base for base in self._libraries() if base in measures), library)
-        self.value = measures[kind](inputs) if kind in measures else self._of_none(inputs)
+        libraries = (cls.__module__.partition('.')[0] for cls in type(self.model).mro())
+        measure = next(filter(None, map(measures.get, libraries)), self._of_none)
+        self.value = measure(inputs)
         if self.value is None:
             self.label = None
             return inputs.new_zeros(1, 1)
         return self.value.reshape(1, 1)
-
-    def _libraries(self) -> Iterator[str]:
-        yield from (cls.__module__.partition('.')[0] for cls in type(self.model).mro())
 
     def _choose(self, scores: Tensor) -> int:
         """Return the class, the best of the scores of all classes unless it is given."""
