@@ -191,7 +191,7 @@ def look(
         except ValueError as error:
             skipped[str(source.path)] = str(error)
             continue
-        found = survey(model.net, source.path, source.name, model.name, model.random)
+        found = survey(model.net, source.path, _title(source, sources), model.name, model.random)
         if activates or layer is not None or label is not None:
             found.activation = class_activation(model.net, found.sample, layer, label)
         surveys.append(found)
@@ -201,6 +201,12 @@ def look(
     if surveys:
         files.append(write_page(surveys, output.folder / f'{output.stem or "look"}.html'))
     return files, skipped
+
+
+def _title(source: Source, sources: Sequence[Source]) -> str:
+    """Return the name of a picture, with its folder if another one has the same."""
+    names = [one.path.name for one in sources]
+    return source.name if names.count(source.path.name) > 1 else source.path.name
 
 
 def _stem(source: Source, sources: Sequence[Source]) -> str:
