@@ -18,7 +18,7 @@ class LookHook(Hook):
     """Hook that gives the visualizer sheets of what blocks see, and so TensorBoard, W&B or whatever
     is among its ``vis_backends``.
 
-    A sheet is named ``look/PICTURE/stageN``. Without a pipeline in the config, pictures keep their
+    A sheet is named ``look_PICTURE_stageN``. Without a pipeline in the config, pictures keep their
     size.
 
     Args:
@@ -104,4 +104,5 @@ class LookHook(Hook):
                 canvas = FigureCanvasAgg(figure)
                 canvas.draw()
                 rgb = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-                runner.visualizer.add_image(f'look/{image.stem}/stage{stage + 1}', rgb, step)
+                # Without a slash: the backend of local files makes no folders, and says nothing.
+                runner.visualizer.add_image(f'look_{image.stem}_stage{stage + 1}', rgb, step)

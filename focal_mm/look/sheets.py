@@ -23,6 +23,7 @@ SIGNED = 'PuOr'  # of values around zero; safe for them, too
 PARTS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7')
 MARK = '#D55E00'
 WIDTH = 7.2  # inches, of a page with two columns
+TITLE = 0.3  # inches
 SUFFIXES = ('.png', '.svg', '.pdf')
 MAPS = (
     'gates',
@@ -233,7 +234,9 @@ def _attention_rows(
             )
         if block.channels is not None:
             weights = block.channels
-            extra.append(('channel interaction', lambda axes: _show_channels(axes, weights)))
+            extra.append(
+                ('channel interaction, by channel', lambda axes: _show_channels(axes, weights))
+            )
         rows.append(
             Row(
                 'interactions',
@@ -309,8 +312,8 @@ def _show_windows(axes: Axes, block: Block, stride: int, picture: np.ndarray) ->
 
 def _show_channels(axes: Axes, weights: np.ndarray) -> None:
     axes.bar(np.arange(len(weights)), weights, width=1, color=PARTS[0])
-    axes.set(ylim=(0, 1), xlim=(-0.5, len(weights) - 0.5), xlabel='channel', ylabel='factor')
-    axes.tick_params(labelsize=6)
+    axes.set(ylim=(0, 1), xlim=(-0.5, len(weights) - 0.5))
+    axes.tick_params(labelsize=5, length=1.5)
     axes.set_axis_on()
 
 
@@ -414,17 +417,21 @@ def _draw(survey: Survey, part: str, rows: Sequence[Row]) -> Figure:
     columns = max(4, *(len(row.panels) for row in rows))
     panel = 0.82 * WIDTH / columns  # beside its scale
     heights = [panel * (row.height or min(max(height / width, 0.4), 2.5)) + 0.42 for row in rows]
-    figure = Figure(figsize=(WIDTH, sum(heights) + 0.35), layout='constrained')
-    figure.suptitle(
+    # Placed by hand: matplotlib's own layouts take seconds for so many panels.
+    heights = [TITLE, *heights]
+    figure = Figure(figsize=(WIDTH, sum(heights)))
+    top, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)
+    top.suptitle(
         f'{survey.heading} · {part}',
+        y=0.8,
         fontsize=8,
         color=MARK if survey.random else 'black',
         fontweight='bold' if survey.random else 'normal',
     )
-    parts = np.atleast_1d(figure.subfigures(len(rows), 1, height_ratios=heights))
-    for row, sub in zip(rows, parts):
-        sub.suptitle(row.caption, x=0.01, ha='left', fontsize=7)
-        cells = np.atleast_1d(sub.subplots(1, columns))
+    for row, sub, tall in zip(rows, parts, heights[1:]):
+        sub.suptitle(row.caption, x=0.01, y=1 - 0.02 / tall, ha='left', fontsize=7)
+        margins = dict(left=0.01, right=0.94, top=1 - 0.32 / tall, bottom=0.06 / tall, wspace=0.3)
+        cells = np.atleast_1d(sub.subplots(1, columns, gridspec_kw=margins))
         for axes in cells:
             axes.set_axis_off()
         for (title, draw), axes in zip(row.panels, cells):
