@@ -13,8 +13,9 @@ Names in configs
     ``focal_mm.SeparateFocalLoss``. Such registries of runners, hooks and transforms have what makes
     runs survive interruptions (:mod:`focal_mm.engine`), imported where a config names it:
     ``focal_mm.DurableRunner``, ``focal_mm.DurableCheckpointHook``, ``focal_mm.MeanLossHook``,
-    ``focal_mm.NonFiniteHook``, ``focal_mm.StopHook``, ``focal_mm.ReportHook``,
-    ``focal_mm.SkipCorrupt``.
+    ``focal_mm.NonFiniteHook``, ``focal_mm.StopHook``, ``focal_mm.SkipCorrupt``;
+    ``focal_mm.ReportHook``, which writes the report of a run; and ``focal_mm.LookHook``, which shows
+    what the network sees.
 
 Missing packages
     Where mmcv has no compiled ops, ``mmcv._ext`` is :mod:`focal_mm.compat.mmcv_ops`. Where they are
@@ -83,6 +84,10 @@ def __getattr__(name: str) -> Any:
         from .transplant import use_backbone
 
         return use_backbone
+    if name == 'look':  # needs matplotlib
+        from importlib import import_module
+
+        return import_module('.look', __name__)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
@@ -93,4 +98,4 @@ if not _is_command or parent_process():
     set_up()
 
 __version__ = '0.1.0'
-__all__ = ['backbones', 'config', 'heads', 'kernels', 'set_up', 'use_backbone', 'weights']
+__all__ = ['backbones', 'config', 'heads', 'kernels', 'look', 'set_up', 'use_backbone', 'weights']

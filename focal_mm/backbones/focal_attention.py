@@ -15,8 +15,8 @@ from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from ..kernels.linear import project
-from ..kernels.window_attention import window_attention
-from ..kernels.window_plans import FocalWindows, NearestWindows, surroundings
+from ..kernels.window_attention import Bias, window_attention
+from ..kernels.window_plans import FocalWindows, NearestWindows, Windows, surroundings
 from ..weights.loading import FittedModule
 from ..weights.resize import fit_neighbour_bias, fit_pooling, fit_position_bias
 from .base import relative_index
@@ -84,6 +84,11 @@ class MultiLevelAttention(nn.Module):
         attn_drop (float): Dropout rate of the attention weights. Default: 0.
         proj_drop (float): Dropout rate of the output. Default: 0.
 
+    Attributes:
+        keep_maps (bool): Whether each forward stores on the module what its attention weights
+            follow from: ``tokens``, the queries, keys and values of all tokens, detached, shape
+            (N, tokens, 3 * C), and ``token_windows``, which tokens attend to which. Default: False.
+
     Raises:
         ValueError: If the heads don't divide C.
     """
@@ -111,6 +116,7 @@ class MultiLevelAttention(nn.Module):
         self.attn_drop = attn_drop
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
+        self.keep_maps = False
 
     def forward(
         self, maps: Sequence[Tensor], height: int, width: int, shift: tuple[int, int] | None = None
@@ -135,6 +141,19 @@ class MultiLevelAttention(nn.Module):
         """Attend within windows: queries, keys and values of all maps, shape (N, tokens, 3 * C) ->
         (N, height, width, C).
         """
+        windows = self.windows(height, width, shift)
+        if self.keep_maps:
+            self.tokens, self.token_windows = qkv.detach(), windows
+        dropout = self.attn_drop if self.training else 0.0
+        bias = self.bias_of(windows, qkv.dtype)
+        return window_attention(qkv, windows, bias, self.num_heads, dropout)
+
+    def windows(self, height: int, width: int, shift: tuple[int, int] | None) -> Windows:
+        """Return which tokens of a map attend to which."""
+        raise NotImplementedError
+
+    def bias_of(self, windows: Windows, dtype: torch.dtype) -> Bias:
+        """Return B of Eq. 3 in the windows of a map, as :func:`window_attention` takes it."""
         raise NotImplementedError
 
 
@@ -219,11 +238,9 @@ class FocalAttention(MultiLevelAttention, FittedModule):
             tables.append(table)
         self.relative_position_bias_table_to_windows = BiasTables(tables)
 
-    def attend(self, qkv: Tensor, height: int, width: int, shift: tuple[int, int] | None) -> Tensor:
-        """Attend to window, surroundings and regions: (N, tokens, 3 * C) -> (N, height, width,
-        C).
-        """
-        windows = FocalWindows(
+    def windows(self, height: int, width: int, shift: tuple[int, int] | None) -> FocalWindows:
+        """Return window, surroundings and regions of a map."""
+        return FocalWindows(
             height,
             width,
             self.window_size,
@@ -232,8 +249,10 @@ class FocalAttention(MultiLevelAttention, FittedModule):
             self.focal_window,
             self.pooled_levels,
         )
-        dropout = self.attn_drop if self.training else 0.0
-        return window_attention(qkv, windows, self.position_bias(), self.num_heads, dropout)
+
+    def bias_of(self, windows: Windows, dtype: torch.dtype) -> Tensor:
+        """Return B of Eq. 3, which is the same on every map."""
+        return self.position_bias()
 
     def position_bias(self) -> Tensor:
         """Return B of Eq. 3, for a map of any size: shape (num_heads, window_size^2, keys)."""
@@ -316,14 +335,13 @@ class NearestAttention(MultiLevelAttention):
             for _ in range(self.pooled_levels + 1)
         )
 
-    def attend(self, qkv: Tensor, height: int, width: int, shift: tuple[int, int] | None) -> Tensor:
-        """Attend to the nearest tokens of each map: (N, tokens, 3 * C) -> (N, height, width, C)."""
-        windows = NearestWindows(
-            height, width, self.window_size, shift, self.topk, self.pooled_levels
-        )
-        dropout = self.attn_drop if self.training else 0.0
-        bias = partial(self.position_bias, size=windows.padded, dtype=qkv.dtype)
-        return window_attention(qkv, windows, bias, self.num_heads, dropout)
+    def windows(self, height: int, width: int, shift: tuple[int, int] | None) -> NearestWindows:
+        """Return the nearest tokens of each map."""
+        return NearestWindows(height, width, self.window_size, shift, self.topk, self.pooled_levels)
+
+    def bias_of(self, windows: Windows, dtype: torch.dtype) -> Bias:
+        """Return B of Eq. 3 as a function of the bias indices of a plan."""
+        return partial(self.position_bias, size=windows.padded, dtype=dtype)
 
     def position_bias(self, offsets: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """Return B of Eq. 3 between each query of a window and keys.

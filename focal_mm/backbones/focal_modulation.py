@@ -42,8 +42,11 @@ class FocalModulation(FittedModule):
         drop (float): Dropout rate of the output. Default: 0.
 
     Attributes:
-        keep_maps (bool): Whether each forward stores ``gates`` (N, H, W, L + 1) and
-            ``modulator`` (N, H, W, C), detached, on the module (Figures 3 and 4). Default: False.
+        keep_maps (bool): Whether each forward stores, detached, on the module what Eq. 5 sums and
+            what becomes of it (Figures 3 and 4): ``gates``, shape (N, H, W, L + 1); ``contexts``,
+            a list of z^1 to z^L, each (N, H, W, C), and z^(L+1), (N, 1, 1, C); and ``modulator``,
+            (N, H, W, C). Levels that a variant leaves out are not among them. The context is then
+            gathered step by step, not by one kernel. Default: False.
 
     Raises:
         ValueError: For a kernel size that is even or below 1, or too few levels.
@@ -98,7 +101,7 @@ class FocalModulation(FittedModule):
         context = self.gather(context.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2))
         modulator = project_map(self.h, context)
         if self.keep_maps:
-            self.gates, self.modulator = gates.detach(), modulator.detach()
+            self.modulator = modulator.detach()
         return self.proj_drop(project(self.proj, self.ln(self.modulate(query, modulator))))
 
     def gather(self, context: Tensor, gates: Tensor) -> Tensor:
@@ -113,9 +116,8 @@ class FocalModulation(FittedModule):
             Tensor: Shape (N, C, H, W).
         """
         kernels = kernels_of(self.focal_layers)
-        if kernels is not None and can_fuse(
-            (self, 'contextualize'), (self, 'aggregate'), (self.act, nn.GELU)
-        ):
+        steps = (self, 'contextualize'), (self, 'aggregate'), (self.act, nn.GELU)
+        if kernels is not None and not self.keep_maps and can_fuse(*steps):
             context = gated_context(context, gates, *kernels)
         else:
             context = self.aggregate(self.contextualize(context), gates)
@@ -148,6 +150,9 @@ class FocalModulation(FittedModule):
         Returns:
             Tensor: Shape (N, C, H, W).
         """
+        if self.keep_maps:
+            self.gates = gates[:, : len(levels)].permute(0, 2, 3, 1).detach()
+            self.contexts = [level.permute(0, 2, 3, 1).detach() for level in levels]
         gated = (level * gates[:, i : i + 1] for i, level in enumerate(levels))
         return sum(gated, start=gates.new_zeros(()))
 

@@ -57,6 +57,11 @@ class WindowAttentionBlock(FittedModule):
         act_cfg (dict): Activation. Default: GELU.
         norm_cfg (dict): Norms over channels; those over the batch are BN. Default: LN.
 
+    Attributes:
+        keep_maps (bool): Whether each forward stores on the module what its attention weights
+            follow from, as :class:`.focal_attention.MultiLevelAttention` does, and its
+            interactions, see :class:`MixingAttention`. Default: False.
+
     Raises:
         ValueError: If the channels are odd, too few or not divided by the heads, or the kernel is
             even.
@@ -96,6 +101,7 @@ class WindowAttentionBlock(FittedModule):
         self.window_size = window_size
         self.shift_size = shift_size
         self.attn_drop = attn_drop
+        self.keep_maps = False
 
         self.relative_position_bias_table = nn.Parameter(
             torch.empty((2 * window_size - 1) ** 2, num_heads)
@@ -121,7 +127,14 @@ class WindowAttentionBlock(FittedModule):
         windows = Windows(height, width, size, shift)
         dropout = self.attn_drop if self.training else 0.0
         qkv = project(self.qkv, x).flatten(1, 2)
-        return window_attention(qkv, windows, self.position_bias(), self.num_heads, dropout)
+        if self.keep_maps:
+            self.tokens, self.token_windows = qkv.detach(), windows
+        bias = self.bias_of(windows, qkv.dtype)
+        return window_attention(qkv, windows, bias, self.num_heads, dropout)
+
+    def bias_of(self, windows: Windows, dtype: torch.dtype) -> Tensor:
+        """Return the bias of each query and key, which is the same on every map."""
+        return self.position_bias()
 
     def position_bias(self) -> Tensor:
         """Return the bias of each query and key of a window: shape (num_heads, window_size^2,
@@ -160,6 +173,9 @@ class MixingAttention(WindowAttentionBlock):
     The attention has half of the channels, and so does the convolution after its projection. The
     pooled convolution scales the channels of the values (channel interaction); the attention
     scales the positions of the convolution (spatial interaction).
+
+    With ``keep_maps``, each forward also stores, detached, the scales: ``channel_weights``, shape
+    (N, C / 2), and ``spatial_weights``, (N, H, W).
 
     Args:
         dim (int): Channels C.
@@ -219,9 +235,14 @@ class MixingAttention(WindowAttentionBlock):
             # Attention is linear in its values, so scaling the output is the same.
             scale = self.channel_interaction(conv.mean((2, 3), keepdim=True)).sigmoid()
             attn = attn * scale.permute(0, 2, 3, 1)
+            if self.keep_maps:
+                self.channel_weights = scale.flatten(1).detach()
         conv = self.projection(conv)
         if self.spatial_interaction is not None:
-            conv = conv * self.spatial_interaction(attn.permute(0, 3, 1, 2)).sigmoid()
+            scale = self.spatial_interaction(attn.permute(0, 3, 1, 2)).sigmoid()
+            conv = conv * scale
+            if self.keep_maps:
+                self.spatial_weights = scale[:, 0].detach()
         conv = self.conv_norm(conv).permute(0, 2, 3, 1)
         return self.proj_drop(project(self.proj, torch.cat((self.attn_norm(attn), conv), -1)))
 

@@ -21,6 +21,7 @@ COMMANDS = {
     'test': 'test a checkpoint',
     'migrate': 'turn a config of mmdet 2 or mmseg 0 into one of mmdet 3 or mmseg 1',
     'predict': 'draw and save the predictions for pictures and videos',
+    'look': 'draw what a network sees: gates, attention, features',
     'export': 'write a model as an ONNX file and check it',
     'weights': 'list, download, check, find and convert the published weights',
     'report': 'make a page of a run: curves, classes, the worst pictures, config',

@@ -5,6 +5,7 @@
 
 from .checkpoint_hook import DurableCheckpointHook
 from .checkpoints import NoSpaceError, find_newest, write_whole
+from .look_hook import LookHook
 from .loss_hooks import MeanLossHook, NonFiniteError, NonFiniteHook, load_incident
 from .report_hook import ReportHook
 from .runner import DurableRunner
@@ -13,6 +14,7 @@ from .stop_hook import StopHook
 __all__ = [
     'DurableCheckpointHook',
     'DurableRunner',
+    'LookHook',
     'MeanLossHook',
     'NoSpaceError',
     'NonFiniteError',

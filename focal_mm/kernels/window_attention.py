@@ -90,6 +90,41 @@ def window_attention_reference(
     return F.embedding(home, out.reshape(count * plan.queries.numel(), dim))
 
 
+def attention_weights(
+    qkv: Tensor, windows: Windows, bias: Bias, heads: int, places: Tensor
+) -> Tensor:
+    """Return the weights with which tokens attend in :func:`window_attention`, in plain PyTorch.
+
+    Args:
+        qkv (Tensor): As :func:`window_attention` takes it.
+        windows (Windows): Which tokens attend to which.
+        bias (Tensor or Callable): B, see :data:`Bias`.
+        heads (int): Attention heads.
+        places (Tensor): The attending tokens, as row * width + column, shape (places).
+
+    Returns:
+        Tensor: Shape (N, places, heads, keys), the keys in the order of the plan.
+    """
+    plan = windows.plan(qkv.device)
+    home = windows.home(qkv.device).flatten()[places]
+    window, token = home // plan.queries.shape[1], home % plan.queries.shape[1]
+    if callable(bias):
+        assert plan.bias_index is not None
+        added = bias(plan.bias_index[window])
+        added = added[torch.arange(len(places)), :, token]
+    else:
+        added = bias[:, token].transpose(0, 1)
+    if plan.mask is not None:
+        mask = plan.mask[window, 0]
+        added = added + mask[torch.arange(len(places)), token % mask.shape[1]][:, None]
+    rows = qkv.unflatten(-1, (3, heads, -1))
+    query = rows[:, plan.queries[window, token], 0]
+    score = torch.einsum(
+        'nphc,npkhc->nphk', query * query.shape[-1] ** -0.5, rows[:, plan.keys[window], 1]
+    )
+    return (score + added).softmax(-1)
+
+
 def attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float = 0.0
 ) -> Tensor:

@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 from focal_mm.kernels import use, window_attention
-from focal_mm.kernels.window_attention import cached_chunks
+from focal_mm.kernels.window_attention import (
+    attention_weights,
+    cached_chunks,
+    window_attention_reference,
+)
 from focal_mm.kernels.window_plans import FocalWindows, NearestWindows, Plan, Windows
 
 HEADS, SIZE, CPU = 2, (26, 33), torch.device('cpu')
@@ -129,3 +133,34 @@ def test_half_precision_is_near(case):
         results.append([out.double(), *(x.grad.double() for x in tensors)])
     for half, exact in zip(*results, strict=True):
         assert (half - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    'windows',
+    [
+        Windows(9, 13, 5, (2, 2)),
+        FocalWindows(9, 13, 5, None, expand_size=2, focal_window=3, levels=2),
+        FocalWindows(9, 13, 5, (2, 1), expand_size=1, focal_window=1, levels=1),
+        NearestWindows(9, 13, 5, (2, 1), topk=8, levels=1),
+    ],
+    ids=lambda windows: type(windows).__name__,
+)
+def test_attention_weights_are_those_that_sum_the_values(windows):
+    plan = windows.plan(torch.device('cpu'))
+    heads, dim = 2, 6
+    qkv = torch.randn(2, int(plan.keys.max()) + 1, 3 * heads * dim)
+    if plan.bias_index is None:
+        bias = torch.randn(heads, 25, plan.keys.shape[1])
+    else:
+        table = torch.randn(int(plan.bias_index.max()) + 1, heads, 25)
+
+        def bias(index):
+            return table[index].permute(0, 2, 3, 1)
+
+    expected = window_attention_reference(qkv, windows, bias, heads).flatten(1, 2)
+    places = torch.tensor([0, 17, 64, 9 * 13 - 1])
+    weights = attention_weights(qkv, windows, bias, heads, places)
+    home = windows.home(torch.device('cpu')).flatten()[places] // 25
+    values = qkv.unflatten(-1, (3, heads, dim))[:, plan.keys[home], 2]
+    summed = torch.einsum('nphk,npkhc->nphc', weights, values).flatten(2)
+    torch.testing.assert_close(summed, expected[:, places])
