@@ -6,16 +6,19 @@
 from .checkpoint_hook import DurableCheckpointHook
 from .checkpoints import NoSpaceError, find_newest, write_whole
 from .loss_hooks import MeanLossHook, NonFiniteError, NonFiniteHook, load_incident
-from .runner import DurableRunner
+from .runner import DurableFlexibleRunner, DurableRunner
+from .sharding import ShardedStrategy
 from .stop_hook import StopHook
 
 __all__ = [
     'DurableCheckpointHook',
+    'DurableFlexibleRunner',
     'DurableRunner',
     'MeanLossHook',
     'NoSpaceError',
     'NonFiniteError',
     'NonFiniteHook',
+    'ShardedStrategy',
     'StopHook',
     'find_newest',
     'load_incident',
