@@ -184,7 +184,7 @@ class _Durable:
 
 
 @RUNNERS.register_module()
-class DurableRunner(Runner):
+class DurableRunner(_Durable, Runner):
     """mmengine's ``Runner`` for runs that may be interrupted at any moment.
 
     Name it in any config of OpenMMLab: ``runner_type = 'focal_mm.DurableRunner'``. In place of

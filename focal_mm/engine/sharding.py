@@ -13,10 +13,13 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.model import MMFullyShardedDataParallel
 from mmengine.optim import BaseOptimWrapper, build_optim_wrapper
-from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner.checkpoint import save_checkpoint
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import (
+    FullOptimStateDictConfig,
+    FullStateDictConfig,
+    FullyShardedDataParallel,
+)
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
 from ..backbones.base import Stage
@@ -27,7 +30,6 @@ from .process_state import shapes_of
 _OPTIMIZER = ('state', 'param_groups')
 
 
-@MODEL_WRAPPERS.register_module(name='focal_mm.Sharded')
 class Sharded(MMFullyShardedDataParallel):
     """mmengine's wrapper, which accumulates the gradients of each process's own part."""
 
@@ -59,7 +61,13 @@ class ShardedStrategy(FSDPStrategy):
     backend_args: dict[str, Any] | None = None
 
     def __init__(self, *, model_wrapper: dict | None = None, **kwargs: Any) -> None:
-        kwargs.setdefault('state_dict_cfg', 'full')
+        if kwargs.setdefault('state_dict_cfg', 'full') == 'full' and get_device() == 'cpu':
+            # On the CPU, what PyTorch offloads there is the memory that it frees.
+            kwargs['state_dict_cfg'] = dict(
+                state_dict_type='FULL_STATE_DICT',
+                state_dict_config=FullStateDictConfig(),
+                optim_state_dict_config=FullOptimStateDictConfig(rank0_only=True),
+            )
         super().__init__(model_wrapper=model_wrapper, **kwargs)
         if not self._is_full_state_dict():
             raise ValueError(
@@ -83,7 +91,7 @@ class ShardedStrategy(FSDPStrategy):
         cpu = get_device() == 'cpu'
         self.model_wrapper = dict(
             dict(
-                type='focal_mm.Sharded',
+                type=Sharded,
                 auto_wrap_policy=partial(lambda_auto_wrap_policy, lambda_fn=blocks.__contains__),
                 # Parameters stay the ones that the optimizer has.
                 use_orig_params=True,
