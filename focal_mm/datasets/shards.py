@@ -146,7 +146,9 @@ class ShardBatchSampler(Sampler):
     ) -> None:
         if not isinstance(sampler.dataset, ShardedImages):
             kind = type(sampler.dataset).__name__
-            raise ValueError(f'focal_mm.ShardBatchSampler is for focal_mm.ShardedImages, not {kind}')
+            raise ValueError(
+                f'focal_mm.ShardBatchSampler is for focal_mm.ShardedImages, not {kind}'
+            )
         if not drop_last:
             raise ValueError(
                 'drop_last=False: processes would have different numbers of batches; leave it out'

@@ -74,7 +74,9 @@ def test_pictures_and_annotations_are_read_from_object_storage(bucket):
     assert not backend.exists(f'{bucket}/coco/b.json')
     found = list(backend.list_dir_or_file(f'{bucket}/coco/train'))
     assert found == ['8.png', 'dog']
-    files = backend.list_dir_or_file(f'{bucket}/coco', list_dir=False, suffix='.png', recursive=True)
+    files = backend.list_dir_or_file(
+        f'{bucket}/coco', list_dir=False, suffix='.png', recursive=True
+    )
     assert list(files) == ['train/8.png', 'train/dog/7.png']
 
 
@@ -90,9 +92,7 @@ def make_loader(bucket, rank=0, world_size=1, workers=0, seed=3):
     sampler = DefaultSampler(data, shuffle=True, seed=seed)
     sampler.rank, sampler.world_size = rank, world_size
     batches = ShardBatchSampler(sampler, batch_size=3, streams=workers)
-    return DataLoader(
-        data, batch_sampler=batches, num_workers=workers, collate_fn=pseudo_collate
-    )
+    return DataLoader(data, batch_sampler=batches, num_workers=workers, collate_fn=pseudo_collate)
 
 
 def seen(loader) -> list[int]:
@@ -146,9 +146,7 @@ def test_faults_of_shards_are_named(bucket, tmp_path):
         ShardedImages(str(tmp_path / 'index.json'))
     index = dict(shardlist=[dict(url=f'{bucket}/shards/0.tar', nsamples=6)])
     (tmp_path / 'index.json').write_text(json.dumps(index))
-    data = DATASETS.build(
-        dict(type='focal_mm.ShardedImages', index=str(tmp_path / 'index.json'))
-    )
+    data = DATASETS.build(dict(type='focal_mm.ShardedImages', index=str(tmp_path / 'index.json')))
     with pytest.raises(ValueError, match='0.tar has 5 samples and the index says 6'):
         data[0]
     with pytest.raises(ValueError, match='is for focal_mm.ShardedImages, not TensorDataset'):

@@ -67,8 +67,8 @@ class Score(BaseMetric):
         return dict(mean=sum(results) / len(results), count=len(results))
 
 
-def train(folder: Path, batch: int, sharded: bool = False, kill_at: int | None = None):
-    """Train for two epochs; return the runner, the logged losses and the metrics."""
+def train(folder: Path, batch: int, sharded: bool = False, kill_at: int | None = None, note=None):
+    """Train for two epochs, until a process is killed; return the runner, the logged losses and the metrics."""
     torch.manual_seed(0)
     losses: list[float] = []
     metrics: dict[str, float] = {}
@@ -76,6 +76,7 @@ def train(folder: Path, batch: int, sharded: bool = False, kill_at: int | None =
     def act(runner) -> None:
         losses.append(float(runner.message_hub.get_scalar('train/loss').current()))
         if runner.iter + 1 == kill_at and get_rank() == 1:
+            note.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
     hook = At(0, act)
@@ -132,17 +133,24 @@ def work(folder: Path) -> None:
     torch.set_num_threads(1)
     os.chdir(folder)  # mmengine collects results there
     distributed.init_process_group('gloo')
-    restarts = int(os.environ['TORCHELASTIC_RESTART_COUNT'])
-    if restarts == 0:
+    # Agents count their own restarts only, so files say what has happened.
+    first, second = (folder / 'first_kill', folder / 'second_kill')
+    happened = [path.exists() for path in (first, second)]
+    distributed.barrier()
+    if not happened[0]:
         found = {
             name: train(folder / name, 2, name == 'sharded')[1:] for name in ('whole', 'sharded')
         }
         if get_rank() == 0:
             torch.save(found, folder / 'found.pt')
-    runner, *_ = train(folder / 'parts', 2, kill_at=5 if restarts == 0 else None)
+    runner, *_ = train(folder / 'parts', 2, kill_at=None if happened[0] else 5, note=first)
     assert runner.iter == 8
     runner, *_ = train(
-        folder / 'sharded_parts', 2, sharded=True, kill_at=3 if restarts == 1 else None
+        folder / 'sharded_parts',
+        2,
+        sharded=True,
+        kill_at=None if happened[1] else 3,
+        note=second,
     )
     assert runner.iter == 8
     block = runner.model.module.backbone.layers[0].blocks[0]
@@ -173,7 +181,9 @@ def folder(tmp_path_factory):
             text=True,
             env=os.environ
             | dict(
-                PYTHONPATH=os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parent))),
+                PYTHONPATH=os.pathsep.join(
+                    map(str, (Path(__file__).parents[2], Path(__file__).parent))
+                ),
                 OMP_NUM_THREADS='1',
             ),
         )
@@ -190,7 +200,9 @@ def folder(tmp_path_factory):
 
 
 def test_sharded_run_equals_one_that_is_not(folder):
-    torch.testing.assert_close(weights(folder / 'sharded'), weights(folder / 'whole'), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        weights(folder / 'sharded'), weights(folder / 'whole'), atol=1e-5, rtol=0
+    )
     found = torch.load(folder / 'found.pt')
     torch.testing.assert_close(found['sharded'], found['whole'], atol=1e-5, rtol=0)
 
