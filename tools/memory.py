@@ -3,10 +3,10 @@
 Weights, gradients and AdamW's two averages are 16 bytes a parameter, divided by the GPUs where they
 are sharded; sharded or not, the largest block is there as a whole (its weights and gradients).
 Activations are the bytes that autograd keeps in the backbone for one image at the size that it is
-trained with, in fp32. The heads, the buffers of convolutions and NCCL, and fragmentation come on top.
+trained with, in fp32. The heads, buffers of convolutions and NCCL, and fragmentation come on top.
 
 Examples:
-  python tools/memory.py configs/imagenet/focalnet_h_fl4_in22k.py configs/dino/focalnet_h_fl4_o365.py
+  python tools/memory.py configs/imagenet/focalnet_h_fl4_in22k.py configs/upernet/focal_l.py
 """
 
 import sys

@@ -89,16 +89,14 @@ class ShardedStrategy(FSDPStrategy):
             block for stage in model.modules() if isinstance(stage, Stage) for block in stage.blocks
         }
         cpu = get_device() == 'cpu'
-        self.model_wrapper = dict(
-            dict(
-                type=Sharded,
-                auto_wrap_policy=partial(lambda_auto_wrap_policy, lambda_fn=blocks.__contains__),
-                # Parameters stay the ones that the optimizer has.
-                use_orig_params=True,
-                **(dict(device_id=torch.device('cpu')) if cpu else {}),
-            ),
-            **(self.model_wrapper or {}),
+        ours: dict[str, Any] = dict(
+            type=Sharded,
+            auto_wrap_policy=partial(lambda_auto_wrap_policy, lambda_fn=blocks.__contains__),
+            # Parameters stay the ones that the optimizer has.
+            use_orig_params=True,
+            **(dict(device_id=torch.device('cpu')) if cpu else {}),
         )
+        self.model_wrapper: dict | None = {**ours, **(self.model_wrapper or {})}
         return super()._wrap_model(model)
 
     def build_optim_wrapper(self, optim_wrapper: Any, model: Any = None) -> BaseOptimWrapper:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_pictures_and_annotations_are_read_from_object_storage(bucket):
     assert get(f'{bucket}/coco/train/8.png') == picture(8)
     assert get_text(f'{bucket}/coco/a.json') == '{"a": 1}'
     with get_local_path(f'{bucket}/coco/a.json') as path:
-        assert json.load(open(path)) == dict(a=1)
+        assert json.loads(Path(path).read_text()) == dict(a=1)
     assert not os.path.exists(path)
     backend = get_file_backend(bucket)
     assert backend.join_path(f'{bucket}/coco/', 'train') == f'{bucket}/coco/train'

@@ -1,4 +1,4 @@
-"""Runs on several machines: two agents of torchrun with a rendezvous, whose processes are killed."""
+"""Runs on several machines: two agents of torchrun with a rendezvous; processes are killed."""
 
 import os
 import signal
@@ -67,7 +67,13 @@ class Score(BaseMetric):
         return dict(mean=sum(results) / len(results), count=len(results))
 
 
-def train(folder: Path, batch: int, sharded: bool = False, kill_at: int | None = None, note=None):
+def train(
+    folder: Path,
+    batch: int,
+    sharded: bool = False,
+    kill_at: int | None = None,
+    note: Path | None = None,
+):
     """Train for two epochs, until a process is killed; return the runner, the logged losses and the metrics."""
     torch.manual_seed(0)
     losses: list[float] = []
@@ -214,14 +220,13 @@ def test_killed_process_is_restarted_and_nothing_differs(folder, kind):
 
 
 def test_two_processes_equal_one_with_the_batch_of_both(folder, tmp_path):
-    runner, losses, metrics = train(tmp_path, 4)
+    _, losses, metrics = train(tmp_path, 4)
     their_losses, their_metrics = torch.load(folder / 'found.pt')['whole']
     assert metrics['Score/count' if 'Score/count' in metrics else 'count'] == LENGTH
     torch.testing.assert_close(losses, their_losses, atol=1e-5, rtol=0)
     torch.testing.assert_close(metrics, their_metrics, atol=1e-5, rtol=0)
     torch.testing.assert_close(weights(tmp_path), weights(folder / 'whole'), atol=1e-5, rtol=0)
-    start = [v for v in Classifier().norm.state_dict().values()][2]
-    assert not torch.equal(weights(tmp_path)['norm.running_mean'], start)
+    assert weights(tmp_path)['norm.running_mean'].any()  # the statistics were updated
 
 
 if __name__ == '__main__':
