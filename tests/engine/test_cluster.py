@@ -75,10 +75,10 @@ def train(
     kill_at: int | None = None,
     note: Path | None = None,
 ):
-    """Train for two epochs, until a process is killed; return the runner, the logged losses and the metrics."""
+    """Train for two epochs, or until a process is killed; return the runner, losses and scores."""
     torch.manual_seed(0)
     losses: list[float] = []
-    metrics: dict[str, float] = {}
+    scores: dict[str, float] = {}
 
     def act(runner) -> None:
         losses.append(float(runner.message_hub.get_scalar('train/loss').current()))
@@ -88,8 +88,7 @@ def train(
 
     hook = At(0, act)
     hook.after_train_iter = lambda runner, *_, **__: act(runner)
-    hook.after_val_epoch = lambda runner, metrics=metrics: done.update(metrics)
-    done = metrics
+    hook.after_val_epoch = lambda runner, metrics: scores.update(metrics)
     checkpoint = dict(type='CheckpointHook', interval=1, by_epoch=False, max_keep_ckpts=1)
     wrapper = dict(
         optimizer=dict(type='SGD', lr=0.2, momentum=0.9, weight_decay=0.05),
@@ -124,7 +123,7 @@ def train(
         cfg = dict(sync_bn='mmcv', model_wrapper_cfg=wrapped)
         runner = DurableRunner(**fields, cfg=cfg if distributed.is_initialized() else None)
     runner.train()
-    return runner, losses, metrics
+    return runner, losses, scores
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
