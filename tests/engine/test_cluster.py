@@ -47,7 +47,11 @@ class Classifier(BaseModel):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = FocalNet(
-            arch=dict(embed_dims=8, depths=(1, 2)), focal_levels=1, out_indices=(1,), with_cp=True
+            arch=dict(embed_dims=8, depths=(1, 2)),
+            focal_levels=1,
+            out_indices=(1,),
+            with_cp=True,
+            drop_path_rate=0.0,
         )
         self.norm = nn.BatchNorm2d(16)
         self.head = nn.Linear(16, 1)
