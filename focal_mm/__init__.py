@@ -13,9 +13,11 @@ Names in configs
     ``focal_mm.SeparateFocalLoss``. Such registries of runners, hooks and transforms have what makes
     runs survive interruptions (:mod:`focal_mm.engine`), imported where a config names it:
     ``focal_mm.DurableRunner``, ``focal_mm.DurableCheckpointHook``, ``focal_mm.MeanLossHook``,
-    ``focal_mm.NonFiniteHook``, ``focal_mm.StopHook``, ``focal_mm.SkipCorrupt``;
-    ``focal_mm.ReportHook``, which writes the report of a run; and ``focal_mm.LookHook``, which shows
-    what the network sees.
+    ``focal_mm.NonFiniteHook``, ``focal_mm.StopHook``, ``focal_mm.SkipCorrupt``,
+    ``focal_mm.DurableFlexibleRunner``, ``focal_mm.ShardedStrategy``; ``focal_mm.ReportHook``, which
+    writes the report of a run; and ``focal_mm.LookHook``, which shows what the network sees. Those of
+    data sets and samplers have ``focal_mm.ShardedImages`` and ``focal_mm.ShardBatchSampler``
+    (:mod:`focal_mm.datasets.shards`).
 
 Missing packages
     Where mmcv has no compiled ops, ``mmcv._ext`` is :mod:`focal_mm.compat.mmcv_ops`. Where they are
@@ -27,6 +29,11 @@ Checkpoints
     mmengine's ``CheckpointLoader`` takes ``focal://`` names, and reads files and addresses
     (``http://``, ``https://``) without running code that they contain: a file that names anything
     but plain data is refused, unless ``FOCAL_MM_TRUST`` names it (:func:`focal_mm.weights.trust`).
+
+Files
+    mmengine's file backend ``fsspec`` is :class:`focal_mm.storage.FsspecBackend`, which reads
+    addresses of ``gs://``, ``gcs://``, ``az://`` and ``abfs://``, and of ``s3://`` where
+    ``petrel_client``, to which mmengine gives them, is not installed.
 
 Names of configs
     mmengine's ``Config.fromfile``, ``Config._get_cfg_path`` (for ``_base_``) and ``hub.get_config``
@@ -65,7 +72,7 @@ def set_up() -> None:
     require_stack()
     install()
 
-    from . import additions, backbones, config, heads, kernels, registry, weights  # noqa: F401
+    from . import additions, backbones, config, heads, kernels, registry, storage, weights  # noqa: F401
 
     registry.register_in_root(
         backbones.FocalNet,
@@ -77,6 +84,7 @@ def set_up() -> None:
     config.register_configs()
     additions.register()
     weights.register()
+    storage.register()
 
 
 def __getattr__(name: str) -> Any:

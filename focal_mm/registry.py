@@ -7,18 +7,34 @@ import warnings
 from functools import wraps
 from typing import Any
 
+from mmengine.registry import DATA_SAMPLERS as ROOT_OF_DATA_SAMPLERS
+from mmengine.registry import DATASETS as ROOT_OF_DATASETS
 from mmengine.registry import HOOKS as ROOT_OF_HOOKS
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import RUNNERS as ROOT_OF_RUNNERS
+from mmengine.registry import STRATEGIES as ROOT_OF_STRATEGIES
 from mmengine.registry import TRANSFORMS as ROOT_OF_TRANSFORMS
 from mmengine.registry import Registry
 
-__all__ = ['HOOKS', 'MODELS', 'RUNNERS', 'TRANSFORMS', 'register_in_root']
+__all__ = [
+    'DATASETS',
+    'DATA_SAMPLERS',
+    'HOOKS',
+    'MODELS',
+    'RUNNERS',
+    'STRATEGIES',
+    'TRANSFORMS',
+    'register_in_root',
+]
 
 _ENGINE: dict = dict(scope='focal_mm', locations=['focal_mm.engine'])
 _TRANSFORMS: dict = dict(scope='focal_mm', locations=['focal_mm.engine.skip_corrupt'])
+_DATA: dict = dict(scope='focal_mm', locations=['focal_mm.datasets.shards'])
+DATASETS = Registry('dataset', parent=ROOT_OF_DATASETS, **_DATA)
+DATA_SAMPLERS = Registry('data sampler', parent=ROOT_OF_DATA_SAMPLERS, **_DATA)
 HOOKS = Registry('hook', parent=ROOT_OF_HOOKS, **_ENGINE)
 RUNNERS = Registry('runner', parent=ROOT_OF_RUNNERS, **_ENGINE)
+STRATEGIES = Registry('strategy', parent=ROOT_OF_STRATEGIES, **_ENGINE)
 TRANSFORMS = Registry('transform', parent=ROOT_OF_TRANSFORMS, **_TRANSFORMS)
 MODELS = Registry('model', parent=ROOT, scope='focal_mm', locations=['focal_mm.heads'])
 

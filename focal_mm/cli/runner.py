@@ -41,7 +41,7 @@ def load_config(
     work_dir: str | None = None,
     mini: bool = False,
     scratch: bool = False,
-    amp: bool = False,
+    amp: str | None = None,
     launcher: str = 'none',
     options: dict[str, Any] | None = None,
     part: str | None = None,
@@ -62,8 +62,8 @@ def load_config(
             False.
         scratch (bool): Start from random weights, see :func:`focal_mm.datasets.from_scratch`.
             Default: False.
-        amp (bool): Use mixed precision. Without a GPU it is off even if the config sets it.
-            Default: False.
+        amp (str, optional): Use mixed precision: ``'fp16'``, whose losses are scaled, or
+            ``'bf16'``. Without a GPU it is off even if the config sets it. Default: as the config.
         launcher (str): mmengine's launcher of distributed runs. Default: ``'none'``.
         options (dict, optional): Settings by dotted key, applied after ``mini`` and ``scratch``.
             ``data_root`` also moves every path in the config's own. Default: none.
@@ -103,6 +103,8 @@ def load_config(
     cfg.launcher = launcher
     if amp:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+        if amp == 'bf16':  # has the exponents of fp32
+            cfg.optim_wrapper.update(dtype='bfloat16', loss_scale=1.0)
     if get_device() == 'cpu':
         _adapt_to_cpu(cfg)
     return cfg

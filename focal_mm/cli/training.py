@@ -1,6 +1,7 @@
 """Changes to a config that only training needs."""
 
 import os
+from importlib.util import find_spec
 
 from mmengine.config import Config, ConfigDict
 
@@ -53,3 +54,56 @@ def skip_corrupt(cfg: Config, limit: int) -> None:
                 pipeline[number] = ConfigDict(
                     type='focal_mm.SkipCorrupt', transform=step, limit=limit
                 )
+
+
+def shard(cfg: Config, kind: str) -> None:
+    """Make a config train with each process having only a part of the model.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        kind (str): ``'fsdp'`` (``focal_mm.ShardedStrategy``) or ``'deepspeed'`` (mmengine's
+            ``DeepSpeedStrategy``, ZeRO stage 2).
+
+    Raises:
+        ModuleNotFoundError: If DeepSpeed is not installed.
+        ValueError: If the processes are none of a launcher, or a hook or setting of the config
+            needs whole models.
+    """
+    if cfg.launcher == 'none':
+        raise ValueError(
+            f'--sharded {kind} needs a launcher: `torchrun --nproc_per_node=GPUS -m focal_mm ...`'
+        )
+    for hook in cfg.get('custom_hooks') or []:
+        if type_name(hook) in ('EMAHook', 'SWAHook'):
+            raise ValueError(
+                f'--sharded {kind}: {type_name(hook)} averages whole models; leave it out: '
+                '--cfg-options custom_hooks=[]'
+            )
+    wrapper = cfg.optim_wrapper
+    if kind == 'fsdp':
+        cfg.runner_type = 'focal_mm.DurableFlexibleRunner'
+        cfg.strategy = dict(type='focal_mm.ShardedStrategy', sync_bn=cfg.get('sync_bn'))
+        return
+    if find_spec('deepspeed') is None:
+        raise ModuleNotFoundError('--sharded deepspeed needs a package: pip install deepspeed')
+    strategy = dict(
+        type='DeepSpeedStrategy',
+        zero_optimization=dict(stage=2, overlap_comm=True, contiguous_gradients=True),
+        zero_allow_untested_optimizer=True,
+        gradient_accumulation_steps=wrapper.get('accumulative_counts', 1),
+    )
+    clip = wrapper.get('clip_grad') or {}
+    if 'max_norm' in clip:
+        strategy['gradient_clipping'] = clip['max_norm']
+    if type_name(wrapper) == 'AmpOptimWrapper':
+        if wrapper.get('dtype') != 'bfloat16':
+            strategy['fp16'] = dict(enabled=True)
+        else:
+            strategy['bf16'] = dict(enabled=True)
+        strategy['inputs_to_half'] = ['inputs']
+    cfg.strategy = strategy
+    cfg.runner_type = 'FlexibleRunner'
+    kept = {key: wrapper[key] for key in ('optimizer', 'paramwise_cfg') if key in wrapper}
+    if 'constructor' in wrapper:
+        kept['constructor'] = wrapper.constructor
+    cfg.optim_wrapper = ConfigDict(kept, type='DeepSpeedOptimWrapper')

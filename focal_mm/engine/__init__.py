@@ -8,11 +8,13 @@ from .checkpoints import NoSpaceError, find_newest, write_whole
 from .look_hook import LookHook
 from .loss_hooks import MeanLossHook, NonFiniteError, NonFiniteHook, load_incident
 from .report_hook import ReportHook
-from .runner import DurableRunner
+from .runner import DurableFlexibleRunner, DurableRunner
+from .sharding import ShardedStrategy
 from .stop_hook import StopHook
 
 __all__ = [
     'DurableCheckpointHook',
+    'DurableFlexibleRunner',
     'DurableRunner',
     'LookHook',
     'MeanLossHook',
@@ -20,6 +22,7 @@ __all__ = [
     'NonFiniteError',
     'NonFiniteHook',
     'ReportHook',
+    'ShardedStrategy',
     'StopHook',
     'find_newest',
     'load_incident',

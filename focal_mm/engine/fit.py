@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor
 
-from .process_state import network_of, optim_wrappers
+from .process_state import is_sharded, named_parameters, optim_wrappers, weight_shapes
 
 # Settings of a group of parameters that choose an implementation, not a result.
 IMPLEMENTATION = ('foreach', 'fused', 'capturable', 'differentiable')
@@ -30,14 +30,12 @@ _LIKE_PARAMETERS = (
 
 def trained_names(runner: Runner) -> list[str]:
     """Return the names of the parameters that are not frozen."""
-    network = network_of(runner)
-    return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    return [name for name, parameter in named_parameters(runner) if parameter.requires_grad]
 
 
 def describe_optimizers(runner: Runner) -> dict[str, dict]:
     """Return, for each optimizer by name, its class and the parameters of each group by name."""
-    network = network_of(runner)
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    names = {id(parameter): name for name, parameter in named_parameters(runner)}
     return {
         key: dict(
             type=type(wrapper.optimizer).__name__,
@@ -75,14 +73,13 @@ def find_misfit(runner: Runner, checkpoint: dict, state: dict | None) -> str | N
 
 
 def _compare_weights(runner: Runner, checkpoint: dict) -> Iterator[str]:
-    network = network_of(runner)
-    own = network.state_dict()
-    parameters = dict(network.named_parameters())
+    own = weight_shapes(runner)
+    parameters = dict(named_parameters(runner))
     given = {name.removeprefix('module.'): v for name, v in checkpoint['state_dict'].items()}
     shapes = [
-        f'{name} is {_shape(given[name])} in the checkpoint and {_shape(value)} in the model'
-        for name, value in own.items()
-        if name in given and _shape(given[name]) != _shape(value)
+        f'{name} is {_shape(given[name])} in the checkpoint and {shape} in the model'
+        for name, shape in own.items()
+        if name in given and _shape(given[name]) != shape
     ]
     missing = [name for name in own if name in parameters and name not in given]
     extra = [name for name in given if name not in own]
@@ -154,7 +151,8 @@ def _compare_optimizers(runner: Runner, checkpoint: dict, state: dict | None) ->
             yield 'the parameters of {} come in another order: {} where {} was'.format(
                 kind, *next((now, was) for was, now in pairs if was != now)
             )
-        yield from _compare_states(kind, groups, theirs[name])
+        if not is_sharded(runner):
+            yield from _compare_states(kind, groups, theirs[name])
 
 
 def _compare_states(kind: str, groups: list[dict], saved: dict) -> Iterator[str]:

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..registry import HOOKS
-from .process_state import network_of, optim_wrappers
+from .process_state import is_sharded, named_parameters, network_of, optim_wrappers
 from .sampling import get_random_state, set_random_state
 
 
@@ -134,9 +134,14 @@ class NonFiniteHook(Hook):
             for parameter in group['params']
             if parameter.grad is not None
         ]
-        if gradients and not _are_finite(torch._foreach_norm(gradients)):
-            assert self.runner is not None
-            named = network_of(self.runner).named_parameters()
+        finite = not gradients or _are_finite(torch._foreach_norm(gradients))
+        assert self.runner is not None
+        if is_sharded(self.runner):  # other processes have the other gradients
+            shared = torch.tensor(float(finite), device=next(self.runner.model.parameters()).device)
+            all_reduce(shared, 'min')
+            finite = bool(shared)
+        if not finite:
+            named = named_parameters(self.runner)
             self._stop(
                 {},
                 [
@@ -211,7 +216,8 @@ class NonFiniteHook(Hook):
                 data = network.data_preprocessor(self.batch, True)
                 if not _are_finite(_tensors(data)):
                     found.append('the batch itself')
-                losses = network._run_forward(data, mode='loss')
+                model = runner.model if is_sharded(runner) else network
+                losses = model._run_forward(data, mode='loss')
             losses = network.parse_losses(losses)[1]
         except Exception as error:  # whatever it is, the NaN is what the user has to hear of
             print_log(f'the iteration could not be repeated: {error!r}', 'current')
@@ -227,7 +233,7 @@ class NonFiniteHook(Hook):
         Raises:
             NonFiniteError: If one is not finite.
         """
-        for name in _nonfinite_weights(network_of(runner), checkpoint):
+        for name in _nonfinite_weights(runner, checkpoint):
             raise NonFiniteError(
                 f'{name} is not finite at iteration {runner.iter + 1}, so it is not saved; the '
                 'last checkpoint is as it was. A lower learning rate or clip_grad may help'
@@ -239,7 +245,7 @@ class NonFiniteHook(Hook):
         Raises:
             NonFiniteError: If one is not finite.
         """
-        names = list(_nonfinite_weights(network_of(runner), checkpoint))
+        names = list(_nonfinite_weights(runner, checkpoint))
         if names:
             raise NonFiniteError(
                 f'{runner._load_from}: {names[0]} and {len(names) - 1} more of the weights are NaN '
@@ -247,10 +253,10 @@ class NonFiniteHook(Hook):
             )
 
 
-def _nonfinite_weights(network: nn.Module, checkpoint: dict) -> Iterator[str]:
+def _nonfinite_weights(runner: Runner, checkpoint: dict) -> Iterator[str]:
     """Yield the names of the parameters of a checkpoint that are not finite."""
     state = checkpoint.get('state_dict', checkpoint)
-    known = {name for name, _ in network.named_parameters()}
+    known = {name for name, _ in named_parameters(runner)}
     for name, value in state.items():
         if (
             name.removeprefix('module.') in known

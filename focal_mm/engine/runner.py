@@ -6,7 +6,7 @@ from mmengine.config import ConfigDict
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, IterBasedTrainLoop, Runner
 from torch import nn
 
 from ..registry import RUNNERS
@@ -26,19 +26,17 @@ _HOOKS = dict(
 )
 
 
-@RUNNERS.register_module()
-class DurableRunner(Runner):
-    """mmengine's ``Runner`` for runs that may be interrupted at any moment.
+class _Durable:
+    """What both runners share."""
 
-    Name it in any config of OpenMMLab: ``runner_type = 'focal_mm.DurableRunner'``. In place of
-    ``CheckpointHook`` it has ``focal_mm.DurableCheckpointHook``, and the hooks ``mean_loss``,
-    ``nonfinite`` and ``stop`` beside it; ``default_hooks`` sets or, by None, removes each of them.
-
-    A run that is resumed ends with the weights of one that was never interrupted, to the bit on a
-    CPU. Without a file, resuming takes the newest whole checkpoint of the work folder; so does
-    ``resume='auto'``, which starts from ``load_from`` if there is none.
-    """
-
+    cfg: Any
+    hooks: list
+    work_dir: str
+    train_loop: Any
+    iter: int
+    epoch: int
+    world_size: int
+    _randomness_cfg: dict[str, Any]
     _load_from: str | None
     _resume: bool | str
     _resumed: dict[str, Any] | None = None
@@ -51,10 +49,10 @@ class DurableRunner(Runner):
             checkpoint = ConfigDict(checkpoint, type='focal_mm.DurableCheckpointHook')
         hooks['checkpoint'] = checkpoint
         ours = {name: hooks.pop(name) for name in _HOOKS}
-        super().register_default_hooks(hooks)
+        super().register_default_hooks(hooks)  # type: ignore[misc]
         for hook in ours.values():
             if hook is not None:
-                self.register_hook(hook)
+                self.register_hook(hook)  # type: ignore[attr-defined]
 
     def build_train_loop(self, loop: Any) -> Any:
         """Build a training loop: of mmengine's, those that start at any iteration."""
@@ -66,7 +64,7 @@ class DurableRunner(Runner):
                 kind = loop['type']
                 kind = LOOPS.get(kind) if isinstance(kind, str) else kind
             loop['type'] = _LOOPS.get(kind, loop.get('type'))
-        return super().build_train_loop(loop)
+        return super().build_train_loop(loop)  # type: ignore[misc]
 
     def train(self) -> nn.Module:
         """Train, from the start or from a checkpoint.
@@ -81,9 +79,9 @@ class DurableRunner(Runner):
             self._prepare_resuming(self._load_from)
         stop = next((hook for hook in self.hooks if isinstance(hook, StopHook)), None)
         if stop is None:
-            return super().train()
+            return super().train()  # type: ignore[misc]
         with stop.listening():
-            return super().train()
+            return super().train()  # type: ignore[misc]
 
     def _find_checkpoint(self) -> None:
         """Find the newest whole checkpoint, in one process for all."""
@@ -129,7 +127,7 @@ class DurableRunner(Runner):
             if ours is not None:
                 print_log(f'seed {theirs} of the checkpoint, not {ours}', 'current', level=30)
             self._randomness_cfg.update(seed=theirs)
-            self.set_randomness(**self._randomness_cfg)
+            self._seed()
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Resume from a checkpoint, once all of it is known to fit.
@@ -150,7 +148,7 @@ class DurableRunner(Runner):
                 '--resume'
             )
         self._resumed = None
-        super().resume(filename, *args, **kwargs)
+        super().resume(filename, *args, **kwargs)  # type: ignore[misc]
         loop = self.train_loop
         if hasattr(loop, 'seek'):
             self._seek(loop, state)
@@ -181,6 +179,26 @@ class DurableRunner(Runner):
         if position['seed'] is not None and hasattr(sampler, 'seed'):
             sampler.seed = position['seed']
 
+    def _seed(self) -> None:
+        raise NotImplementedError
+
+
+@RUNNERS.register_module()
+class DurableRunner(_Durable, Runner):
+    """mmengine's ``Runner`` for runs that may be interrupted at any moment.
+
+    Name it in any config of OpenMMLab: ``runner_type = 'focal_mm.DurableRunner'``. In place of
+    ``CheckpointHook`` it has ``focal_mm.DurableCheckpointHook``, and the hooks ``mean_loss``,
+    ``nonfinite`` and ``stop`` beside it; ``default_hooks`` sets or, by None, removes each of them.
+
+    A run that is resumed ends with the weights of one that was never interrupted, to the bit on a
+    CPU. Without a file, resuming takes the newest whole checkpoint of the work folder; so does
+    ``resume='auto'``, which starts from ``load_from`` if there is none.
+    """
+
+    def _seed(self) -> None:
+        self.set_randomness(**self._randomness_cfg)
+
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         """Load the weights of a checkpoint."""
         checkpoint = super().load_checkpoint(filename, *args, **kwargs)
@@ -193,3 +211,30 @@ class DurableRunner(Runner):
                 for own, group in zip(wrapper.param_groups, groups):
                     group.update({key: own[key] for key in IMPLEMENTATION if key in own})
         return checkpoint
+
+
+@RUNNERS.register_module()
+class DurableFlexibleRunner(_Durable, FlexibleRunner):
+    """mmengine's ``FlexibleRunner``, whose strategies shard a model, as :class:`DurableRunner`.
+
+    Its strategy is ``focal_mm.ShardedStrategy`` or mmengine's for one or more whole models; the
+    checkpoints of DeepSpeed are folders of another kind, for which mmengine's own runner is.
+    """
+
+    def __init__(self, *args: Any, resume: bool | str = False, **kwargs: Any) -> None:
+        super().__init__(*args, resume=bool(resume), **kwargs)
+        self._resume = resume
+
+    def _seed(self) -> None:
+        self.strategy._randomness.update(seed=self._randomness_cfg['seed'])
+        self.strategy._set_randomness(**self.strategy._randomness)
+
+    def load_or_resume(self) -> None:
+        """Load or resume from the checkpoint that was found."""
+        self._resume = bool(self._resume)
+        super().load_or_resume()
+
+    def save_checkpoint(self, *args: Any, backend_args: Any = None, **kwargs: Any) -> None:
+        """Save a checkpoint, in all processes."""
+        self.strategy.backend_args = backend_args
+        super().save_checkpoint(*args, backend_args=backend_args, **kwargs)

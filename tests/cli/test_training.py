@@ -42,3 +42,46 @@ def test_every_transform_that_loads_may_skip():
     assert steps[0].limit == 3 and steps[2].type != 'focal_mm.SkipCorrupt'
     with pytest.raises(ValueError, match='--skip-corrupt -1'):
         skip_corrupt(cfg, -1)
+
+
+def test_sharded_training_needs_a_launcher_and_whole_models_are_not_averaged():
+    from mmengine.config import Config
+
+    from focal_mm.cli.training import shard
+
+    def config(**fields) -> Config:
+        wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
+        return Config(dict(launcher='pytorch', optim_wrapper=wrapper, **fields))
+
+    cfg = config()
+    shard(cfg, 'fsdp')
+    assert cfg.runner_type == 'focal_mm.DurableFlexibleRunner'
+    assert cfg.strategy.type == 'focal_mm.ShardedStrategy'
+    with pytest.raises(ValueError, match='EMAHook averages whole models'):
+        shard(config(custom_hooks=[dict(type='EMAHook')]), 'fsdp')
+    cfg.launcher = 'none'
+    with pytest.raises(ValueError, match='--sharded fsdp needs a launcher'):
+        shard(cfg, 'fsdp')
+
+
+def test_deepspeed_takes_over_clipping_and_accumulation(monkeypatch):
+    from mmengine.config import Config
+
+    from focal_mm.cli import training
+
+    wrapper = dict(
+        type='AmpOptimWrapper',
+        dtype='bfloat16',
+        optimizer=dict(type='AdamW', lr=1e-3),
+        accumulative_counts=4,
+        clip_grad=dict(max_norm=5.0),
+    )
+    cfg = Config(dict(launcher='pytorch', optim_wrapper=wrapper))
+    monkeypatch.setattr(training, 'find_spec', lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match='pip install deepspeed'):
+        training.shard(cfg, 'deepspeed')
+    monkeypatch.setattr(training, 'find_spec', lambda name: name)
+    training.shard(cfg, 'deepspeed')
+    assert cfg.strategy.gradient_accumulation_steps == 4
+    assert cfg.strategy.gradient_clipping == 5.0 and cfg.strategy.bf16.enabled
+    assert cfg.optim_wrapper.type == 'DeepSpeedOptimWrapper'

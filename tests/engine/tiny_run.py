@@ -65,6 +65,11 @@ class KilledError(Exception):
 
 def make_runner(work_dir: Path, workers: int = 0, by_epoch: bool = True, **fields) -> DurableRunner:
     """A runner on the tiny data; ``fields`` replace arguments of the runner."""
+    return DurableRunner(**{**arguments_of_runner(work_dir, workers, by_epoch), **fields})
+
+
+def arguments_of_runner(work_dir: Path, workers: int = 0, by_epoch: bool = True) -> dict:
+    """The arguments of a runner on the tiny data."""
     loader = dict(
         dataset=Noise(),
         batch_size=2,
@@ -77,7 +82,7 @@ def make_runner(work_dir: Path, workers: int = 0, by_epoch: bool = True, **field
         if by_epoch
         else dict(type='IterBasedTrainLoop', max_iters=EPOCHS * 6, val_interval=6)
     )
-    arguments = dict(
+    return dict(
         model=Net(),
         work_dir=str(work_dir),
         train_dataloader=loader,
@@ -98,7 +103,6 @@ def make_runner(work_dir: Path, workers: int = 0, by_epoch: bool = True, **field
         log_level='ERROR',
         experiment_name=uuid.uuid4().hex,
     )
-    return DurableRunner(**{**arguments, **fields})
 
 
 class At(Hook):

@@ -6,6 +6,7 @@ Examples:
   focal-mm train mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py --backbone focalnet_tiny_lrf_in1k
   focal-mm train my_config.py --resume auto
   torchrun --nproc_per_node=8 -m focal_mm train my_config.py
+  torchrun --nproc_per_node=8 -m focal_mm train my_config.py --sharded fsdp --amp bf16
 
 SIGTERM and SIGINT save a checkpoint, then exit with status 143 and 130.
 """
@@ -39,7 +40,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar='N',
         help='name and skip up to N training pictures that cannot be read',
     )
-    parser.add_argument('--amp', action='store_true', help='mixed precision (on a GPU)')
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='fp16',
+        choices=['fp16', 'bf16'],
+        help='mixed precision (on a GPU); default: fp16 with scaled losses',
+    )
+    parser.add_argument(
+        '--sharded',
+        choices=['fsdp', 'deepspeed'],
+        help='give each process a part of the weights, gradients and averages (docs/cluster.md)',
+    )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -69,6 +81,8 @@ def run(args: Namespace) -> None:
         training.resume(cfg, args.resume)
     if args.skip_corrupt is not None:
         training.skip_corrupt(cfg, args.skip_corrupt)
+    if args.sharded:
+        training.shard(cfg, args.sharded)
     if args.auto_scale_lr:
         training.scale_lr(cfg)
     runner.require_files(cfg, 'train_dataloader', 'val_dataloader')
