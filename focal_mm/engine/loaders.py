@@ -21,13 +21,17 @@ class LoaderError(RuntimeError):
     """Error: a data loader has hung, a worker of it has died, or a picture cannot be read."""
 
 
+class _RungError(BaseException):
+    """Error that nothing between the loader and the alarm takes for one of a picture."""
+
+
 @contextmanager
 def explained_loaders(runner: Runner) -> Iterator[None]:
     """Context that turns errors of data loaders and their workers into a :class:`LoaderError`.
 
     Args:
-        runner (Runner): The runner; its training loop may add what it knows, by
-            ``describe_batch()``.
+        runner (Runner): The runner; where its training loop is one of ours, what it knows of the
+            batch and of the last checkpoint is added.
     """
     try:
         yield
@@ -36,8 +40,14 @@ def explained_loaders(runner: Runner) -> Iterator[None]:
         if message is None:
             raise
         loop = runner._train_loop
-        where = loop.where() if hasattr(loop, 'where') else ''
-        raise LoaderError(f'{message}{where}') from error
+        if getattr(loop, 'failed', False):
+            if not isinstance(error, CorruptPictureError):
+                message += f'; {loop.awaited()}'
+        if getattr(loop, 'saved', None):
+            message += f'; all until then is in {loop.saved}: --resume auto goes on'
+        elif last := runner.message_hub.runtime_info.get('last_ckpt'):
+            message += f'; the last checkpoint is {last}: --resume auto goes on'
+        raise LoaderError(message) from error
 
 
 def _explain(error: Exception) -> str | None:
@@ -58,7 +68,8 @@ def _explain(error: Exception) -> str | None:
         }.get(found[1], '')
         return f'a worker of a data loader has died ({found[1]}){cause}'
     if re.match(r'DataLoader worker .* exited unexpectedly', text):
-        return 'a worker of a data loader has ended; train_dataloader.num_workers=0 shows its error'
+        return 'a worker of a data loader has died: killed for its memory, or of an error that '
+            'num_workers=0 shows'
     return None
 
 
@@ -66,23 +77,26 @@ def _explain(error: Exception) -> str | None:
 def alarm(seconds: float) -> Iterator[None]:
     """Context that raises after a time, for a loader without workers, which has no timeout.
 
-    Does nothing in a thread, which gets no signals.
+    Does nothing in a thread, which gets no signals, and on Windows.
 
     Args:
         seconds (float): The time.
     """
-    if threading.current_thread() is not threading.main_thread():
+    thread = threading.current_thread() is not threading.main_thread()
+    if thread or not hasattr(signal, 'SIGALRM'):  # Windows
         yield
         return
 
     def ring(number: int, frame: FrameType | None) -> None:
-        # In the words of PyTorch's loader.
-        raise RuntimeError(f'DataLoader timed out after {seconds} seconds')
+        raise _RungError
 
     old: Any = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _RungError:
+        # In the words of PyTorch's loader.
+        raise RuntimeError(f'DataLoader timed out after {seconds} seconds') from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)

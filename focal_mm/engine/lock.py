@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 
 try:
     import fcntl
@@ -42,9 +43,8 @@ def held(folder: str) -> Iterator[None]:
                 f'{folder}: another run writes here ({file.read().strip()}); wait for its end, or '
                 'choose another folder: --work-dir DIR'
             ) from error
-        except OSError:
-            yield
-            return
+        except OSError as error:
+            print_log(f'{folder} cannot be locked ({error})', 'current')
         file.truncate(0)
         file.write(f'process {os.getpid()} on {socket.gethostname()}')
         file.flush()

@@ -20,11 +20,13 @@ class _Resumable:
         loader_epoch (int): Number of times that the loader was gone through.
         taken (int): Number of batches that were taken from the loader since.
         validated (bool): Whether the validation that was due where the loop starts has been done.
-        saved (str or None): The checkpoint of the moment when the loader failed.
+        failed (bool): Whether the loader raised an error.
+        saved (str or None): The checkpoint of that moment.
     """
 
     dataloader: DataLoader
     runner: Runner
+    saved: str | None
 
     def __init__(self, runner: Runner, dataloader: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(dataloader, dict):
@@ -34,7 +36,7 @@ class _Resumable:
                 diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
             )
         self.batches = make_resumable(dataloader, runner.seed)
-        self.saved: str | None = None
+        self.failed, self.saved = False, None
         self.loader_epoch = self.taken = 0
         self.validated = True
         super().__init__(runner, dataloader, *args, **kwargs)  # type: ignore[call-arg]
@@ -63,6 +65,7 @@ class _Resumable:
             except StopIteration:
                 return
             except Exception:
+                self.failed = True
                 self._save_before_the_end()
                 raise
             if number >= first:  # a stream has to be read from its start
@@ -79,17 +82,12 @@ class _Resumable:
                 if isinstance(hook, DurableCheckpointHook):
                     self.saved = hook.save_interrupted(self.runner, meta)
 
-    def where(self) -> str:
-        """Return what an error of the loader should say of the data and the last checkpoint."""
-        text = ''
-        if self.batches is not None:
-            text += f'; epoch {self.loader_epoch + 1}, batch {self.taken + 1}'
-            names = [self._name(index) for index in self.batches.handed_out.get(self.taken, ())]
-            if names:
-                text += f': {", ".join(names[:4])}' + (', ...' if names[4:] else '')
-        if self.saved:
-            text += f'; all until then is in {self.saved}: --resume auto goes on'
-        return text
+    def awaited(self) -> str:
+        """Return which batch the loader should have given, and of which pictures."""
+        text = f'it was to give batch {self.taken + 1} of epoch {self.loader_epoch + 1}'
+        indices = self.batches.handed_out.get(self.taken, []) if self.batches else []
+        names = ', '.join(map(self._name, indices[:4])) + (', ...' if indices[4:] else '')
+        return f'{text}, of {names}' if names else text
 
     def _name(self, index: int) -> str:
         try:
