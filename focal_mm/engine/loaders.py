@@ -68,8 +68,10 @@ def _explain(error: Exception) -> str | None:
         }.get(found[1], '')
         return f'a worker of a data loader has died ({found[1]}){cause}'
     if re.match(r'DataLoader worker .* exited unexpectedly', text):
-        return 'a worker of a data loader has died: killed for its memory, or of an error that '
+        return (
+            'a worker of a data loader has died: killed for its memory, or of an error that '
             'num_workers=0 shows'
+        )
     return None
 
 
