@@ -40,9 +40,8 @@ def explained_loaders(runner: Runner) -> Iterator[None]:
         if message is None:
             raise
         loop = runner._train_loop
-        if getattr(loop, 'failed', False):
-            if not isinstance(error, CorruptPictureError):
-                message += f'; {loop.awaited()}'
+        if getattr(loop, 'failed', False) and not isinstance(error, CorruptPictureError):
+            message += f'; {loop.awaited()}'
         if getattr(loop, 'saved', None):
             message += f'; all until then is in {loop.saved}: --resume auto goes on'
         elif last := runner.message_hub.runtime_info.get('last_ckpt'):

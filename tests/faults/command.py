@@ -73,7 +73,17 @@ class Command:
         """Send a signal."""
         os.kill(self.pid, number)
 
-    def wait(self, limit: float = 120) -> Ended:
+    def kill_after(self, seconds: float) -> None:
+        """Send SIGKILL once the process has computed for a time, whatever else the machine does."""
+        ticks = os.sysconf('SC_CLK_TCK')
+        while True:
+            fields = Path(f'/proc/{self.pid}/stat').read_text().rpartition(')')[2].split()
+            if fields[0] == 'Z' or (int(fields[11]) + int(fields[12])) / ticks >= seconds:
+                break
+            time.sleep(0.002)
+        self.kill()
+
+    def wait(self, limit: float = 300) -> Ended:
         """Wait for the end; after ``limit`` seconds the process is killed."""
         start = time.monotonic()
         while True:
@@ -89,14 +99,15 @@ class Command:
 def _run(log: Path, words: list[str], before: Callable[[], object] | None) -> int:
     """Run a command in the forked process; return its exit status."""
     from focal_mm.cli.main import main
+    from focal_mm.engine import skip_corrupt
 
     os.setsid()
+    skip_corrupt._skipped.value = 0  # processes that are forked share it
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stdout = open(1, 'w', closefd=False)
-    sys.stderr = open(2, 'w', buffering=1, closefd=False)
+    sys.stdout, sys.stderr = (open(number, 'w', 1, closefd=False) for number in (1, 2))  # noqa: SIM115
     sys.argv = ['focal-mm', *words]
     try:
         if before:

@@ -28,18 +28,20 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Print the incident."""
+    from ...datasets.classes import shorten
     from ...engine import load_incident
     from .. import incident
-    from ..output import print_json, print_table
+    from ..output import print_json, print_table, quiet_libraries
 
-    summary = incident.summarize(load_incident(args.file), args.modules)
+    with quiet_libraries():
+        summary = incident.summarize(load_incident(args.file), args.modules)
     if args.json:
         print_json(summary)
         return
     for name in ('iter', 'epoch', 'seed', 'cause', 'module'):
         print(f'{name}: {summary[name]}')
     for name in ('losses', 'gradients', 'weights'):
-        print(f'{name}: {", ".join(map(str, summary[name])) or "all finite"}')
+        print(f'{name}: {shorten(summary[name]) or "all finite"}')
     print()
     print_table(('module, in the order in which they end', 'largest output'), summary['modules'])
     print()
