@@ -11,18 +11,24 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 CONFIG = 'focal_mm::imagenet/focalnet_t.py'
+CONFIGS = (CONFIG, 'focal_mm::mask_rcnn/focalnet_t_1x.py', 'focal_mm::upernet/focalnet_t.py')
 # A classifier that takes 20 ms an iteration, 6 iterations an epoch, with everything random that
 # its recipe has: drop path, mixup, random crops and erasing.
 TINY = {
     'model.backbone.embed_dims': 8,
     'model.backbone.depths': '[1,1,1,1]',
     'model.head.in_channels': 64,
-    'train_dataloader.dataset.indices': 24,
-    'val_dataloader.dataset.indices': 8,
+    'train_dataloader.batch_size': 2,
+    'train_dataloader.dataset.indices': 12,
+    'train_dataloader.dataset.pipeline.1.scale': 48,
+    'val_dataloader.dataset.indices': 4,
+    'val_dataloader.dataset.pipeline.1.scale': 52,
+    'val_dataloader.dataset.pipeline.2.crop_size': 48,
     'train_cfg.max_epochs': 4,
     'train_cfg.val_interval': 1,
     'default_hooks.checkpoint.interval': 1,
@@ -124,13 +130,19 @@ def _run(log: Path, words: list[str], before: Callable[[], object] | None) -> in
 
 
 def prepare() -> None:
-    """Import what the commands need."""
+    """Import what the commands need, and read the config once."""
     import focal_mm
 
     focal_mm.set_up()
-
+    for library in ('mmpretrain', 'mmdet', 'mmseg'):
+        for part in ('models', 'datasets', 'engine', 'evaluation', 'structures', 'visualization'):
+            import_module(f'{library}.{part}')
     import focal_mm.datasets
     import focal_mm.engine
+    from focal_mm.cli.runner import load_config
+
+    for config in CONFIGS:
+        load_config(config)
 
 
 def train(folder: Path, *words: object, config: object = CONFIG, before=None, **options) -> Command:

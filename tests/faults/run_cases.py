@@ -309,7 +309,7 @@ def _(folder):
 @case(KILLED, 'a worker of the loader is killed for its memory', quick=True)
 def _(folder):
     ended = train(
-        folder / 'run', train_dataloader__num_workers=2, before=at_picture(18, kill_self)
+        folder / 'run', train_dataloader__num_workers=2, before=at_picture(9, kill_self)
     ).wait()
     good = one_line(ended) and 'a worker of a data loader has died' in ended.line
     good = good and whole_after(folder / 'run')
@@ -596,9 +596,9 @@ for fault, outcome in {
     case(CHANGED, fault, fault == 'frozen_stages')(outcome)
 for fault, outcome in {
     'an average of weights is added': resumed_although('no average of weights', EMA),
-    'the size of the batches': resumed_although('as another run', train_dataloader__batch_size=6),
+    'the size of the batches': resumed_although('as another run', train_dataloader__batch_size=3),
     'the number of pictures': resumed_although(
-        'as another run', train_dataloader__dataset__indices=36
+        'as another run', train_dataloader__dataset__indices=18
     ),
     'the learning rate': resumed_although('settings that differ', optim_wrapper__optimizer__lr=0.1),
 }.items():
@@ -692,7 +692,7 @@ def _(folder):
 
 
 def data_fault(
-    words: str, act: Callable, number: int = 30, limit: float = 0, **options: object
+    words: str, act: Callable, number: int = 18, limit: float = 0, **options: object
 ) -> Callable[[Path], Outcome]:
     """Return a case in which loading a picture goes wrong in the second epoch."""
 
@@ -723,7 +723,7 @@ def hang(folder: Path, results: dict) -> None:
 
 case(DATA, 'a picture is cut off')(data_fault('cut.jpg cannot be read', cut))
 case(DATA, 'a picture is cut off, in a worker', quick=True)(
-    data_fault('cut.jpg cannot be read', cut, 18, train_dataloader__num_workers=2)
+    data_fault('cut.jpg cannot be read', cut, 9, train_dataloader__num_workers=2)
 )
 case(DATA, 'a picture is gone')(
     data_fault('no.jpg cannot be read', lambda _, results: results.update(img_path='no.jpg'))
@@ -733,7 +733,7 @@ case(DATA, 'the storage hangs, in a worker')(
     data_fault(
         'hangs',
         hang,
-        18,
+        9,
         train_dataloader__num_workers=2,
         train_dataloader__timeout=5,
     )
@@ -746,7 +746,7 @@ def _(folder):
     ended = train(
         folder / 'run',
         *('--skip-corrupt', 1),
-        before=at_picture(30, lambda results: cut(folder, results)),
+        before=at_picture(18, lambda results: cut(folder, results)),
     ).wait()
     good = ended.status == 0 and 'cut.jpg, which cannot be read' in ended.said
     return Outcome('named, and another picture taken in its place', 'the picture', good)
@@ -756,7 +756,7 @@ def _(folder):
 def _(folder):
     (folder / 'cut.jpg').write_bytes(b'\xff\xd8\xff and no more')
     ended = train(
-        folder / 'run', before=at_picture(25, lambda results: cut(folder, results))
+        folder / 'run', before=at_picture(13, lambda results: cut(folder, results))
     ).wait()
     good = one_line(ended) and 'cut.jpg cannot be read' in ended.line
     good = good and whole_after(folder / 'run')

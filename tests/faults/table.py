@@ -1,16 +1,19 @@
 """The benchmark of faults: injects each of them and prints what came of it.
 
-``make faults`` runs it, and writes docs/faults.md. Words choose cases by their fault; ``--quick``
-those that the tests run, ``--json`` prints the results only.
+``make faults`` runs it, and writes docs/faults.md. Words choose cases by the beginning of their part
+or by a piece of their fault, and only their rows are written; ``--quick`` chooses those that the
+tests run, and ``--json`` prints the results and writes nothing.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,21 +34,33 @@ class Row:
     survived: bool
 
 
-def run(words: list[str], quick: bool) -> list[Row]:
+def read() -> list[Row]:
+    """Return the rows of the page."""
+    rows, part = [], ''
+    for line in PAGE.read_text().partition(MARK)[2].splitlines():
+        if line.startswith('## '):
+            part = line[3:]
+        elif line.startswith('| ') and not line.startswith(('| fault |', '| ---')):
+            cells = [
+                cell.strip().replace('\\|', '|') for cell in re.split(r'(?<!\\)\|', line)[1:-1]
+            ]
+            rows.append(Row(part, *cells[:3], cells[3] == 'yes'))
+    return rows
+
+
+def run(words: list[str], quick: bool) -> Iterator[Row]:
     """Inject faults, each in a folder of its own."""
     import command
 
     command.prepare()
-    import data_cases  # noqa: F401  they fill CASES
-    import run_cases  # noqa: F401
-    from cases import CASES, Outcome
+    from cases import Outcome
 
     chosen = [
         case
-        for case in CASES
-        if (case.quick or not quick) and (not words or any(word in case.fault for word in words))
+        for case in all_cases()
+        if (case.quick or not quick)
+        and (not words or any(case.part.startswith(w) or w in case.fault for w in words))
     ]
-    rows = []
     with tempfile.TemporaryDirectory(prefix='faults') as parent:
         os.environ['FAULTS_FOLDER'] = parent
         os.environ.setdefault('FOCAL_MM_CACHE', f'{parent}/cache')
@@ -57,7 +72,6 @@ def run(words: list[str], quick: bool) -> list[Row]:
                 outcome = case.run(folder)
             except Exception as error:
                 outcome = Outcome(f'the case itself failed: {error!r}', '?', False)
-            rows.append(Row(case.part, case.fault, *outcome))
             print(
                 f'{number}/{len(chosen)} {"ok" if outcome.survived else "LOST"} '
                 f'{time.monotonic() - start:.1f} s: {case.part}: {case.fault}: {outcome.happened}',
@@ -65,7 +79,16 @@ def run(words: list[str], quick: bool) -> list[Row]:
                 flush=True,
             )
             shutil.rmtree(folder, ignore_errors=True)
-    return rows
+            yield Row(case.part, case.fault, *outcome)
+
+
+def all_cases() -> list:
+    """Return the cases in the order of the page."""
+    import data_cases  # noqa: F401
+    import run_cases  # noqa: F401  they fill CASES
+    from cases import CASES
+
+    return CASES
 
 
 def write(rows: list[Row]) -> str:
@@ -90,15 +113,17 @@ def main() -> None:
     parser.add_argument('--quick', action='store_true')
     parser.add_argument('--json', action='store_true')
     args = parser.parse_args()
-    rows = run(args.words, args.quick)
     if args.json:
-        print(json.dumps([vars(row) for row in rows]))
+        print(json.dumps([vars(row) for row in run(args.words, args.quick)]))
         return
-    text = write(rows)
-    print(text)
-    if not args.words and not args.quick:
+    known = {(row.part, row.fault): row for row in read()}
+    for row in run(args.words, args.quick):
+        known[row.part, row.fault] = row
+        places = [(case.part, case.fault) for case in all_cases()]
         head = PAGE.read_text().partition(MARK)[0]
+        text = write([known[place] for place in places if place in known])
         PAGE.write_text(f'{head}{MARK}\n\n{text}')
+    print(text)
 
 
 if __name__ == '__main__':
