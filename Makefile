@@ -7,6 +7,7 @@ help:
 	@echo 'make test        all tests, in .venv with the OneDL stack'
 	@echo 'make test-stock  the tests marked stock, in .venv-stock with the stock OpenMMLab stack'
 	@echo 'make test-newest the core tests, in .venv-newest with the newest torch'
+	@echo 'make faults      kill runs, fill disks, break files; write docs/faults.md (ARGS="The disk": some)'
 	@echo 'make lint        ruff and mypy; make format lets ruff rewrite the files'
 	@echo 'make clean       delete the environments and what builds left'
 	@echo 'PYTHON=python3.11 chooses the Python of a new environment, ARGS="-k ops" goes to pytest,'
@@ -28,6 +29,10 @@ test-newest: .venv-newest/installed
 	@echo 'make: the core tests on the OneDL stack with the newest torch'
 	@.venv-newest/bin/python -m pytest -n $(JOBS) --dist worksteal \
 	    tests/backbones tests/kernels tests/weights tests/compat $(ARGS)
+
+faults: .venv/installed
+	@echo 'make: injecting the faults of docs/faults.md, and writing what came of them'
+	@OMP_NUM_THREADS=1 .venv/bin/python -W ignore tests/faults/table.py $(ARGS)
 
 lint: .venv/installed
 	@echo 'make: ruff check, ruff format --check, mypy'
@@ -84,4 +89,4 @@ clean:
 	@rm -f $(@D)/unfinished
 	@touch $@
 
-.PHONY: help demo test test-stock test-newest lint format clean
+.PHONY: help demo test test-stock test-newest faults lint format clean

@@ -1,8 +1,8 @@
 """The benchmark of faults: injects each of them and prints what came of it.
 
-``make faults`` runs it, and writes docs/faults.md. Words choose cases by the beginning of their part
-or by a piece of their fault, and only their rows are written; ``--quick`` chooses those that the
-tests run, and ``--json`` prints the results and writes nothing.
+``make faults`` runs it, and writes docs/faults.md. Words choose cases by the beginning of their
+part or by a piece of their fault, and only their rows are written; ``--quick`` chooses those that
+the tests run, and ``--json`` prints the results and writes nothing.
 """
 
 import argparse
