@@ -320,6 +320,51 @@ def _(folder):
     )
 
 
+def mix_sizes(log: Path, iterations: int) -> None:
+    """Give each batch another size, and write down the memory of the process, in MB."""
+    from mmpretrain.models import ClsDataPreprocessor
+
+    forward, draw = ClsDataPreprocessor.forward, random.Random(0)
+
+    def resized(self, data, training=False):
+        data = forward(self, data, training)
+        if training:
+            size = (draw.randint(17, 96), draw.randint(17, 96))
+            data['inputs'] = torch.nn.functional.interpolate(data['inputs'], size)
+        return data
+
+    def note(number):
+        def write(_):
+            pages = int(Path('/proc/self/statm').read_text().split()[1])
+            with log.open('a') as file:
+                file.write(f'{pages * resource.getpagesize() // 2**20}\n')
+
+        at_iteration(number, write)
+
+    ClsDataPreprocessor.forward = resized
+    for number in (iterations // 4, iterations):
+        note(number)
+
+
+@case(KILLED, '600 iterations of as many sizes of pictures, watched for memory')
+def _(folder):
+    few = dict(train_cfg__val_interval=100, default_hooks__checkpoint__interval=100)
+    ended = train(
+        folder / 'run',
+        before=lambda: mix_sizes(folder / 'memory', 600),
+        train_cfg__max_epochs=100,
+        **few,
+    ).wait(1200)
+    early, late = map(int, (folder / 'memory').read_text().split())
+    good = ended.status == 0 and late - early < 60
+    return Outcome(
+        'the last 450 need '
+        + ('less than 60 MB more than the first 150' if good else f'{late - early} MB more'),
+        'nothing',
+        good,
+    )
+
+
 # ---- the disk ------------------------------------------------------------------------------------
 
 
