@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from .checkpoint_hook import DurableCheckpointHook
 from .loaders import LOADER_TIMEOUT, alarm
-from .sampling import make_resumable
+from .sampling import get_random_state, make_resumable, set_random_state
 
 
 class _Resumable:
@@ -58,6 +58,7 @@ class _Resumable:
             self.batches.start(self.loader_epoch, first)
         numbered = enumerate(self.dataloader, 0 if self.batches is None else first)
         while True:
+            random = get_random_state()
             try:
                 # With workers, the loader has a timeout of its own.
                 with nullcontext() if self.dataloader.num_workers else alarm(LOADER_TIMEOUT):
@@ -66,6 +67,7 @@ class _Resumable:
                 return
             except Exception:
                 self.failed = True
+                set_random_state(random)  # without workers, it is that of a sample now
                 self._save_before_the_end()
                 raise
             if number >= first:  # a stream has to be read from its start
