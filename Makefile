@@ -9,6 +9,7 @@ help:
 	@echo 'make test-stock  the tests marked stock, in .venv-stock with the stock OpenMMLab stack'
 	@echo 'make test-newest the core tests, in .venv-newest with the newest torch'
 	@echo 'make gpu         everything that a first hour on a GPU shows, on one page'
+	@echo 'make faults      kill runs, fill disks, break files; write docs/faults.md (ARGS="The disk": some)'
 	@echo 'make lint        ruff and mypy; make format lets ruff rewrite the files'
 	@echo 'make clean       delete the environments and what builds left'
 	@echo 'PYTHON=python3.11 chooses the Python of a new environment, ARGS="-k ops" goes to pytest,'
@@ -38,6 +39,10 @@ test-newest: .venv-newest/installed
 gpu: .venv/installed
 	@echo 'make: golden cases, kernels, networks and training on the GPU'
 	@PYTHONPATH=.:tests/data/golden .venv/bin/python tests/gpu.py $(ARGS)
+
+faults: .venv/installed
+	@echo 'make: injecting the faults of docs/faults.md, and writing what came of them'
+	@OMP_NUM_THREADS=1 .venv/bin/python -W ignore tests/faults/table.py $(ARGS)
 
 lint: .venv/installed
 	@echo 'make: ruff check, ruff format --check, mypy'
@@ -94,4 +99,4 @@ clean:
 	@rm -f $(@D)/unfinished
 	@touch $@
 
-.PHONY: help demo study gpu test test-stock test-newest lint format clean
+.PHONY: help demo study gpu test test-stock test-newest faults lint format clean

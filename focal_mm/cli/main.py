@@ -19,6 +19,7 @@ COMMANDS = {
     'new': 'write a config for your own data',
     'train': 'train a model',
     'test': 'test a checkpoint',
+    'incident': 'show what a run saved when a loss was NaN',
     'migrate': 'turn a config of mmdet 2 or mmseg 0 into one of mmdet 3 or mmseg 1',
     'predict': 'draw and save the predictions for pictures and videos',
     'look': 'draw what a network sees: gates, attention, features',

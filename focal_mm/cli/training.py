@@ -5,7 +5,8 @@ from importlib.util import find_spec
 
 from mmengine.config import Config, ConfigDict
 
-from ..config import dicts, type_name
+from ..config import type_name
+from ..engine.skip_corrupt import name_corrupt
 
 
 def resume(cfg: Config, checkpoint: str) -> None:
@@ -47,13 +48,7 @@ def skip_corrupt(cfg: Config, limit: int) -> None:
     """
     if limit < 0:
         raise ValueError(f'--skip-corrupt {limit}: the number of pictures is not negative')
-    for node in list(dicts(cfg.train_dataloader)):
-        pipeline = node.get('pipeline')
-        for number, step in enumerate(pipeline if isinstance(pipeline, list) else ()):
-            if type_name(step).startswith(('LoadImage', 'LoadAnnotations')):
-                pipeline[number] = ConfigDict(
-                    type='focal_mm.SkipCorrupt', transform=step, limit=limit
-                )
+    name_corrupt(cfg.train_dataloader, limit)
 
 
 def shard(cfg: Config, kind: str) -> None:

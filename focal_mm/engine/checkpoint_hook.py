@@ -64,7 +64,7 @@ class DurableCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Restore the state of the run."""
-        self._move_best_checkpoints(runner)
+        self._find_best_checkpoints(runner)
         super().before_train(runner)
         if self.file_client_args is None and not self.backend_args and '://' not in self.out_dir:
             self.backend_args = dict(backend=BACKEND, problems=self.problems)
@@ -204,14 +204,30 @@ class DurableCheckpointHook(CheckpointHook):
             if path:
                 runner.message_hub.update_info(f'best_ckpt_{key}' if key else 'best_ckpt', path)
 
-    def _move_best_checkpoints(self, runner: Runner) -> None:
-        """Find the best checkpoints of a work folder that was moved."""
+    def _find_best_checkpoints(self, runner: Runner) -> None:
+        """Find the best checkpoints of a work folder that was moved. The score of one that is gone
+        is forgotten, so that the best of those that follow is kept.
+        """
         hub = runner.message_hub
-        for key, path in list(hub.runtime_info.items()):
-            if key.startswith('best_ckpt') and path and not Path(path).exists():
+        found = {}
+        for key, path in hub.runtime_info.items():
+            if key.startswith('best_ckpt') and path and '://' not in path:
                 moved = Path(self.out_dir or runner.work_dir, Path(path).name)
-                if moved.exists():
-                    hub.update_info(key, str(moved))
+                places = [place for place in (path, str(moved)) if Path(place).exists()]
+                found[key] = places[0] if places else None
+        shared = [found]
+        broadcast_object_list(shared)  # other processes may not see the folder
+        for key, place in shared[0].items():
+            if place is None:
+                print_log(
+                    f'{hub.runtime_info.pop(key)}, the best checkpoint, is gone; the best one from '
+                    'now on is kept',
+                    'current',
+                    logging.WARNING,
+                )
+                hub.runtime_info.pop(key.replace('best_ckpt', 'best_score'), None)
+            else:
+                hub.update_info(key, place)
 
     def _try(self, write: Any, *args: Any) -> None:
         try:

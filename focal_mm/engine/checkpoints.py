@@ -171,7 +171,7 @@ class Found(NamedTuple):
     broken: list[str]
 
 
-def find_newest(work_dir: str | Path) -> Found:
+def find_newest(work_dir: str | Path, *others: str | Path) -> Found:
     """Find the checkpoint of a work folder from which a run is to go on.
 
     Only what the files contain counts, not their names and dates, so that a folder may have been
@@ -179,19 +179,21 @@ def find_newest(work_dir: str | Path) -> Found:
     the best epochs, are only taken if there is nothing else.
 
     Args:
-        work_dir (str or Path): The folder. If ``last_checkpoint`` in it names a file in another
-            folder that exists, that folder counts, too.
+        work_dir (str or Path): The folder. Only if there is no checkpoint in any of the folders,
+            what ``last_checkpoint`` in it names counts: a remote file, or the folder of a file.
+        *others (str or Path): Other folders that the run saves in.
 
     Raises:
         CheckpointError: If a file would have to run code to be read.
     """
-    folders = [Path(work_dir)]
+    files = _files_of(Path(work_dir), *map(Path, others))
     named = Path(work_dir, 'last_checkpoint')
-    if named.is_file():
-        last = Path(named.read_text(errors='replace').strip().partition('\n')[0])
-        if last.is_file() and last.suffix == '.pth':
-            folders.append(last.parent)
-    files = {path.resolve(): path for folder in folders for path in sorted(folder.glob('*.pth'))}
+    if not files and named.is_file():
+        text = named.read_text(errors='replace').strip().partition('\n')[0]
+        if '://' in text:
+            return Found(text, [])
+        if text.endswith('.pth') and Path(text).is_file():
+            files = _files_of(Path(text).parent)
     candidates, broken = [], []
     for path in files.values():
         try:
@@ -212,3 +214,7 @@ def find_newest(work_dir: str | Path) -> Found:
         else:
             return Found(str(path), [message for _, message in sorted(broken)])
     return Found(None, [message for _, message in sorted(broken)])
+
+
+def _files_of(*folders: Path) -> dict[Path, Path]:
+    return {path.resolve(): path for folder in folders for path in sorted(folder.glob('*.pth'))}

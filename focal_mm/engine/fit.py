@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -63,13 +64,25 @@ def find_misfit(runner: Runner, checkpoint: dict, state: dict | None) -> str | N
             _compare_trained(runner, state),
             _compare_optimizers(runner, checkpoint, state),
             _compare_schedulers(runner, checkpoint),
+            _compare_averages(runner, checkpoint),
         ),
         None,
     )
     if problem is None:
         return None
-    changes = list(_compare_configs(checkpoint['meta'].get('cfg'), runner.cfg))
-    return f'{problem} ({_some(changes)})' if changes else problem
+    changes = changed_settings(runner, checkpoint)
+    return f'{problem} ({changes})' if changes else problem
+
+
+def changed_settings(runner: Runner, checkpoint: dict) -> str:
+    """Return the settings of the model, the optimizer and the schedules that are not those of a
+    checkpoint, or ``''``.
+
+    Args:
+        runner (Runner): The runner.
+        checkpoint (dict): The checkpoint.
+    """
+    return _some(_compare_configs(checkpoint['meta'].get('cfg'), runner.cfg))
 
 
 def _compare_weights(runner: Runner, checkpoint: dict) -> Iterator[str]:
@@ -182,6 +195,15 @@ def _compare_schedulers(runner: Runner, checkpoint: dict) -> Iterator[str]:
                 f'{type(scheduler).__name__} is another scheduler than in the checkpoint: they '
                 f'differ in {_some(names)}'
             )
+
+
+def _compare_averages(runner: Runner, checkpoint: dict) -> Iterator[str]:
+    averaged = any(isinstance(hook, EMAHook) for hook in runner.hooks)
+    if 'ema_state_dict' in checkpoint and not averaged:
+        yield (
+            'the weights of the checkpoint are an average of those that were trained, by an '
+            'EMAHook, and the run has none'
+        )
 
 
 def _compare_configs(text: str | None, cfg: Config) -> Iterator[str]:

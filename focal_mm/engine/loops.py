@@ -1,15 +1,16 @@
 """Training loops that start at any iteration, also in the middle of an epoch."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
+from mmengine.dist import get_world_size
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from .sampling import make_resumable
-
-# Seconds after which a loader that gives no batch has hung.
-LOADER_TIMEOUT = 1800
+from .checkpoint_hook import DurableCheckpointHook
+from .loaders import LOADER_TIMEOUT, alarm
+from .sampling import get_random_state, make_resumable, set_random_state
 
 
 class _Resumable:
@@ -19,10 +20,13 @@ class _Resumable:
         loader_epoch (int): Number of times that the loader was gone through.
         taken (int): Number of batches that were taken from the loader since.
         validated (bool): Whether the validation that was due where the loop starts has been done.
+        failed (bool): Whether the loader raised an error.
+        saved (str or None): The checkpoint of that moment.
     """
 
     dataloader: DataLoader
     runner: Runner
+    saved: str | None
 
     def __init__(self, runner: Runner, dataloader: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(dataloader, dict):
@@ -32,8 +36,7 @@ class _Resumable:
                 diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
             )
         self.batches = make_resumable(dataloader, runner.seed)
-        if dataloader.num_workers and not dataloader.timeout:
-            dataloader.timeout = LOADER_TIMEOUT
+        self.failed, self.saved = False, None
         self.loader_epoch = self.taken = 0
         self.validated = True
         super().__init__(runner, dataloader, *args, **kwargs)  # type: ignore[call-arg]
@@ -53,10 +56,47 @@ class _Resumable:
         first = self.taken
         if self.batches is not None:
             self.batches.start(self.loader_epoch, first)
-        for number, batch in enumerate(self.dataloader, 0 if self.batches is None else first):
+        numbered = enumerate(self.dataloader, 0 if self.batches is None else first)
+        while True:
+            random = get_random_state()
+            try:
+                # With workers, the loader has a timeout of its own.
+                with nullcontext() if self.dataloader.num_workers else alarm(LOADER_TIMEOUT):
+                    number, batch = next(numbered)
+            except StopIteration:
+                return
+            except Exception:
+                self.failed = True
+                set_random_state(random)  # without workers, it is that of a sample now
+                self._save_before_the_end()
+                raise
             if number >= first:  # a stream has to be read from its start
                 self.taken = number + 1
                 yield batch
+
+    def _save_before_the_end(self) -> None:
+        """Save what was trained until the loader failed, unless other processes wait for this one
+        in the next iteration.
+        """
+        if self.runner.iter and get_world_size() == 1:
+            meta = dict(epoch=self.runner.epoch, iter=self.runner.iter)
+            for hook in self.runner.hooks:
+                if isinstance(hook, DurableCheckpointHook):
+                    self.saved = hook.save_interrupted(self.runner, meta)
+
+    def awaited(self) -> str:
+        """Return which batch the loader should have given, and of which pictures."""
+        text = f'it was to give batch {self.taken + 1} of epoch {self.loader_epoch + 1}'
+        indices = self.batches.handed_out.get(self.taken, []) if self.batches else []
+        names = ', '.join(map(self._name, indices[:4])) + (', ...' if indices[4:] else '')
+        return f'{text}, of {names}' if names else text
+
+    def _name(self, index: int) -> str:
+        try:
+            found = self.dataloader.dataset.get_data_info(index)  # type: ignore[attr-defined]
+            return str(found['img_path'])
+        except Exception:  # a dataset of another library
+            return f'number {index} of the dataset'
 
     def _validate_if_due(self, done: int, total: int) -> None:
         self._decide_current_val_interval()  # type: ignore[attr-defined]

@@ -1,17 +1,23 @@
 """The hooks that watch losses: their mean over all processes, and the first that is not finite."""
 
+import io
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..registry import HOOKS
+from ..weights import CheckpointError
+from .checkpoints import write_whole
 from .process_state import is_sharded, named_parameters, network_of, optim_wrappers
 from .sampling import get_random_state, set_random_state
 
@@ -69,8 +75,9 @@ class NonFiniteHook(Hook):
 
     The weights are not updated with such a gradient, and the last checkpoint stays. All there is
     to find the cause is written to ``nonfinite_iter_N.pt`` in the work folder, which
-    :func:`load_incident` reads. With a gradient scaler, infinite gradients are a part of mixed
-    precision, so only losses count.
+    :func:`load_incident` reads and ``focal-mm incident`` prints. With a gradient scaler, infinite
+    gradients are a part of mixed precision; they count once the scale has fallen below 1, since
+    gradients which smaller scales do not mend are NaN.
 
     A checkpoint that has such weights is neither saved nor loaded.
     """
@@ -124,6 +131,10 @@ class NonFiniteHook(Hook):
             }
             if losses and not _are_finite(losses.values()):
                 self._stop(losses, [])
+        for wrapper in optim_wrappers(runner).values():
+            scaler = getattr(wrapper, 'loss_scaler', None)
+            if scaler is not None and scaler.is_enabled() and scaler.get_scale() < 1:
+                self._stop({}, [], f'the scale of gradients has fallen to {scaler.get_scale():g}')
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if getattr(optimizer, 'found_inf', None) is not None:  # the scaler has seen it
@@ -151,16 +162,18 @@ class NonFiniteHook(Hook):
                 ],
             )
 
-    def _stop(self, losses: dict[str, Tensor], gradients: list[str]) -> None:
+    def _stop(self, losses: dict[str, Tensor], gradients: list[str], symptom: str = '') -> None:
         runner = self.runner
         assert runner is not None
         network = network_of(runner)
         weights = {name: value.cpu().clone() for name, value in network.state_dict().items()}
-        module, replayed = self._replay(runner, network)
+        modules, replayed = self._replay(runner, network)
+        module = next((name for name, peak in modules if not math.isfinite(peak)), None)
         values = {name: value.item() for name, value in {**replayed, **losses}.items()}
         bad = [f'{n} is {v}' for n, v in values.items() if not torch.tensor(v).isfinite()]
         if not bad:
             bad = [f'the gradient of {name} is not finite' for name in gradients[-1:]]
+        cause = bad[0] if bad else symptom or 'a gradient norm is not finite'
         path = Path(
             runner.work_dir,
             f'nonfinite_iter_{runner.iter + 1}'
@@ -170,38 +183,42 @@ class NonFiniteHook(Hook):
         content = dict(
             iter=runner.iter + 1,
             epoch=runner.epoch,
+            cause=cause,
             module=module,
+            modules=modules,
             losses=values,
             gradients=gradients,
-            batch=self.batch,
+            batch=_plain(self.batch),
             random=self.random,
             seed=runner.seed,
             state_dict=weights,
             cfg=runner.cfg.pretty_text,
         )
         try:
-            torch.save(content, path)
-            where = (
-                f'batch, seeds and weights are in {path}: focal_mm.engine.load_incident reads it'
-            )
+            file = io.BytesIO()
+            torch.save(content, file)
+            write_whole(file.getvalue(), path)
+            where = f'batch, seeds and weights are in {path}: focal-mm incident shows them'
         except OSError as error:
             where = f'{path} could not be written ({error})'
         raise NonFiniteError(
-            f'iteration {runner.iter + 1}: {bad[0] if bad else "a gradient norm is not finite"}; '
+            f'iteration {runner.iter + 1}: {cause}; '
             f'first not finite: {module or "no output, so it arises in a gradient"}; {where}; '
             'the last checkpoint is as it was. A lower learning rate or clip_grad may help'
         )
 
-    def _replay(self, runner: Runner, network: Any) -> tuple[str | None, dict[str, Tensor]]:
-        """Run the iteration's forward pass again; return the first module whose output is not
-        finite, and the losses.
+    def _replay(
+        self, runner: Runner, network: Any
+    ) -> tuple[list[tuple[str, float]], dict[str, Tensor]]:
+        """Run the iteration's forward pass again; return the largest magnitude in the output of
+        each module, in the order in which they end, and the losses.
         """
-        found: list[str] = []
+        found: list[tuple[str, float]] = []
 
         def watch(name: str, module: nn.Module) -> Any:
             def look(module: nn.Module, inputs: Any, output: Any) -> None:
-                if not found and not _are_finite(_tensors(output)):
-                    found.append(f'the output of {name or "the model"} ({type(module).__name__})')
+                text = f'the output of {name or "the model"} ({type(module).__name__})'
+                found.append((text, _peak(output)))
 
             return module.register_forward_hook(look)
 
@@ -214,8 +231,7 @@ class NonFiniteHook(Hook):
         try:
             with torch.no_grad(), runner.optim_wrapper.optim_context(network):
                 data = network.data_preprocessor(self.batch, True)
-                if not _are_finite(_tensors(data)):
-                    found.append('the batch itself')
+                found.append(('the batch itself', _peak(data)))
                 model = runner.model if is_sharded(runner) else network
                 losses = model._run_forward(data, mode='loss')
             losses = network.parse_losses(losses)[1]
@@ -225,7 +241,7 @@ class NonFiniteHook(Hook):
             set_random_state(outer)
             for handle in handles:
                 handle.remove()
-        return found[0] if found else None, losses
+        return found, losses
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check the weights that are to be saved.
@@ -281,18 +297,58 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(child)
 
 
+def _peak(value: Any) -> float:
+    """Return the largest magnitude in nested tensors, which is NaN if one of them is."""
+    peaks = [
+        tensor.detach().abs().max().double().cpu()
+        for tensor in _tensors(value)
+        if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex())
+    ]
+    return float(torch.stack(peaks).max()) if peaks else 0.0
+
+
+def _plain(value: Any) -> Any:
+    """Return a batch in tensors, arrays, dicts and lists, which a file holds without classes."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(child) for child in value]
+    if isinstance(value, BaseDataElement):
+        return {key: _plain(child) for key, child in value.all_items()}
+    for name in ('tensor', 'masks'):  # boxes and masks of mmdet
+        if hasattr(value, name):
+            return _plain(getattr(value, name))
+    if value is None or isinstance(value, (str, bool, int, float, np.generic)):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value
+    return repr(value)
+
+
 def load_incident(path: str | Path) -> dict[str, Any]:
-    """Read a file that :class:`NonFiniteHook` has written.
+    """Read a file that :class:`NonFiniteHook` has written, without running code.
 
     Args:
-        path (str or Path): The file. It holds objects of OpenMMLab and may run code, so only read
-            those of your own runs.
+        path (str or Path): The file.
 
     Returns:
-        dict: ``iter``, ``epoch``, ``module`` (where the first value that is not finite came up, or
-        None), ``losses``, ``gradients`` (names of the parameters whose gradients are not finite),
-        ``batch`` (as the loader gave it), ``random`` and ``seed`` (states of the generators at the
-        start of the iteration, and seed of the run), ``state_dict`` (weights of the network that
-        the iteration began with) and ``cfg`` (the config, as text).
+        dict: ``iter``, ``epoch``, ``cause``, ``module`` (where the first value that is not finite
+        came up, or None), ``modules`` (for each module in the order in which they end, its name and
+        the largest magnitude of its output), ``losses``, ``gradients`` (names of the parameters
+        whose gradients are not finite), ``batch`` (what the loader gave, objects as dicts of their
+        fields), ``random`` and ``seed`` (states of the generators at the start of the iteration,
+        and seed of the run), ``state_dict`` (weights of the network that the iteration began with)
+        and ``cfg`` (the config, as text).
+
+    Raises:
+        CheckpointError: If it is no such file.
+        FileNotFoundError: If there is no file.
     """
-    return torch.load(path, map_location='cpu', weights_only=False)
+    content = CheckpointLoader.load_checkpoint(str(path), 'cpu')
+    if not isinstance(content, dict) or 'modules' not in content:
+        raise CheckpointError(
+            f'{path}: not written at a loss that is not finite, as nonfinite_iter_N.pt is'
+        )
+    return content

@@ -1,21 +1,28 @@
 """The runner that goes on where a run has ended, to the bit."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import ConfigDict
 from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import print_log
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, IterBasedTrainLoop, Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..registry import RUNNERS
 from ..weights import CheckpointError
-from .checkpoint_hook import KEY
+from .checkpoint_hook import KEY, DurableCheckpointHook
 from .checkpoints import find_newest, is_resumable, peek
-from .fit import IMPLEMENTATION, find_misfit
+from .fit import IMPLEMENTATION, changed_settings, find_misfit
+from .loaders import LOADER_TIMEOUT, explained_loaders
+from .lock import held
 from .loops import ResumableEpochLoop, ResumableIterLoop
 from .process_state import optim_wrappers
+from .skip_corrupt import name_corrupt
 from .stop_hook import StopHook
 
 _LOOPS = {EpochBasedTrainLoop: ResumableEpochLoop, IterBasedTrainLoop: ResumableIterLoop}
@@ -44,15 +51,18 @@ class _Durable:
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         """Register mmengine's default hooks and ours."""
         hooks = {**_HOOKS, **(hooks or {})}
-        checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
-        if isinstance(checkpoint, dict) and checkpoint['type'] == 'CheckpointHook':
-            checkpoint = ConfigDict(checkpoint, type='focal_mm.DurableCheckpointHook')
-        hooks['checkpoint'] = checkpoint
         ours = {name: hooks.pop(name) for name in _HOOKS}
         super().register_default_hooks(hooks)  # type: ignore[misc]
         for hook in ours.values():
             if hook is not None:
                 self.register_hook(hook)  # type: ignore[attr-defined]
+
+    def register_hook(self, hook: Any, priority: Any = None) -> None:
+        """Register a hook: in place of mmengine's ``CheckpointHook`` ours."""
+        names = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
+        if isinstance(hook, dict) and hook['type'] in names:
+            hook = ConfigDict(hook, type='focal_mm.DurableCheckpointHook')
+        super().register_hook(hook, priority)
 
     def build_train_loop(self, loop: Any) -> Any:
         """Build a training loop: of mmengine's, those that start at any iteration."""
@@ -79,9 +89,36 @@ class _Durable:
             self._prepare_resuming(self._load_from)
         stop = next((hook for hook in self.hooks if isinstance(hook, StopHook)), None)
         if stop is None:
-            return super().train()  # type: ignore[misc]
+            return self._train()
         with stop.listening():
+            return self._train()
+
+    def _train(self) -> nn.Module:
+        with held(self.work_dir), explained_loaders(self):
             return super().train()  # type: ignore[misc]
+
+    def val(self) -> dict:
+        """Validate."""
+        with explained_loaders(self):
+            return super().val()  # type: ignore[misc]
+
+    def test(self) -> dict:
+        """Test."""
+        with explained_loaders(self):
+            return super().test()  # type: ignore[misc]
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """Build a loader that names pictures which cannot be read, and that does not hang."""
+        if isinstance(dataloader, dict):
+            dataloader = copy.deepcopy(dataloader)
+            name_corrupt(dataloader)
+        loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        if loader.num_workers and not loader.timeout:
+            loader.timeout = LOADER_TIMEOUT
+        return loader
 
     def _find_checkpoint(self) -> None:
         """Find the newest whole checkpoint, in one process for all."""
@@ -90,7 +127,13 @@ class _Durable:
         shared: list[Any] = [None, [], None]
         if is_main_process():
             try:
-                shared[:2] = find_newest(self.work_dir)
+                name = Path(self.work_dir).name  # as CheckpointHook's out_dir has it
+                others = [
+                    Path(hook.out_dir, name)
+                    for hook in self.hooks
+                    if isinstance(hook, DurableCheckpointHook) and hook.out_dir
+                ]
+                shared[:2] = find_newest(self.work_dir, *others)
             except CheckpointError as error:
                 shared[2] = str(error)
         broadcast_object_list(shared)
@@ -147,6 +190,15 @@ class _Durable:
                 f'checkpoint, or start a new run from its weights: load_from={filename} without '
                 '--resume'
             )
+        if changes := changed_settings(self, checkpoint):
+            print_log(
+                f'settings that differ from the checkpoint: {changes}; learning rates, decay and '
+                'schedules go on as in the checkpoint',
+                'current',
+                level=30,
+            )
+        if 'ema_state_dict' not in checkpoint and any(isinstance(h, EMAHook) for h in self.hooks):
+            print_log('the checkpoint has no average of weights; it starts here', 'current', 30)
         self._resumed = None
         super().resume(filename, *args, **kwargs)  # type: ignore[misc]
         loop = self.train_loop

@@ -16,6 +16,9 @@ import torch
 from mmengine.dist import get_rank, get_world_size
 from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 
+# Batches whose indices are kept, more than workers load ahead.
+_REMEMBERED = 1000
+
 
 def get_random_state() -> dict[str, Any]:
     """Return the states of the global generators of Python, NumPy and PyTorch on the CPU."""
@@ -104,6 +107,7 @@ class ResumableBatchSampler(Sampler):
     Attributes:
         remaining (int): Number of batches that were still to be passed over when the last epoch
             had no more.
+        handed_out (dict[int, list]): The indices of the last batches, by their number in the epoch.
     """
 
     def __init__(self, batch_sampler: Any, seed: int) -> None:
@@ -111,6 +115,7 @@ class ResumableBatchSampler(Sampler):
         self.seed = seed
         self.first: int | None = None
         self.epoch = self.remaining = 0
+        self.handed_out: dict[int, list] = {}
 
     def start(self, epoch: int, first: int) -> None:
         """Set where the next iteration begins; iterations after it begin at the first batch.
@@ -132,13 +137,16 @@ class ResumableBatchSampler(Sampler):
             batches = iter(self.batch_sampler)
             sizes = [len(batch) for batch in itertools.islice(batches, first)]
         position, self.remaining = sum(sizes), first - len(sizes)
-        while True:
+        self.handed_out.clear()
+        for number in itertools.count(first):
             with stream:
                 batch = next(batches, None)
             if batch is None:
                 return
             places = range(position, position + len(batch))
             position += len(batch)
+            self.handed_out[number] = list(batch)
+            self.handed_out.pop(number - _REMEMBERED, None)
             yield SeededBatch(
                 batch, [(self.seed, self.epoch, place * world_size + rank) for place in places]
             )

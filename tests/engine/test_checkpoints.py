@@ -3,13 +3,15 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from mmengine.hooks import CheckpointHook
-from tiny_run import KilledError, make_runner
+from tiny_run import At, KilledError, kill, make_runner
 
-from focal_mm.engine import NoSpaceError, checkpoints, find_newest, write_whole
+from focal_mm.engine import NoSpaceError, checkpoints, find_newest, lock, write_whole
 from focal_mm.weights import CheckpointError
 
 pytestmark = pytest.mark.stock
@@ -173,3 +175,61 @@ def test_weights_alone_are_nothing_to_resume(tmp_path):
     torch.save(dict(state_dict=dict(a=torch.ones(1))), tmp_path / 'x.pth')
     with pytest.raises(CheckpointError, match='x.pth: holds weights.*load_from='):
         make_runner(tmp_path, resume=True, load_from=str(tmp_path / 'x.pth')).train()
+
+
+def test_copied_folder_goes_on_from_its_own(trained, tmp_path):
+    copied = shutil.copytree(trained, tmp_path / 'a')
+    assert find_newest(copied).path == str(copied / 'epoch_3.pth')
+    for path in copied.glob('*.pth'):
+        path.unlink()
+    assert find_newest(copied).path == str(trained / 'epoch_3.pth')  # as with out_dir
+    (copied / 'last_checkpoint').write_text('s3://bucket/epoch_3.pth')
+    assert find_newest(copied).path == 's3://bucket/epoch_3.pth'
+
+
+def test_folder_of_the_config_counts(tmp_path):
+    hook = dict(type='CheckpointHook', interval=1, out_dir=str(tmp_path / 'out'))
+    fields = dict(default_hooks=dict(checkpoint=hook))
+    runner = make_runner(tmp_path / 'run', custom_hooks=[At(7, kill)], **fields)
+    with pytest.raises(KilledError):
+        runner.train()
+    (tmp_path / 'run' / 'last_checkpoint').unlink()
+    runner = make_runner(tmp_path / 'run', resume='auto', **fields)
+    runner.train()
+    assert runner._load_from == str(tmp_path / 'out' / 'run' / 'epoch_1.pth')
+
+
+def test_best_of_the_rest_is_kept_where_the_best_is_gone(trained, monkeypatch):
+    next(trained.glob('best*')).unlink()
+    monkeypatch.setattr('mmengine.evaluator.Evaluator.evaluate', lambda *_: dict(acc=-100.0))
+    four = dict(by_epoch=True, max_epochs=4)
+    make_runner(trained, resume=True, train_cfg=four).train()
+    assert any(name.startswith('best_acc') for name in names(trained))
+
+
+def test_hooks_by_class_and_custom_ones_are_replaced(tmp_path):
+    hooks = dict(
+        default_hooks=dict(checkpoint=dict(type=CheckpointHook, interval=1)),
+        custom_hooks=[dict(type='mmengine.CheckpointHook', interval=1, out_dir=str(tmp_path))],
+    )
+    kinds = [type(hook).__name__ for hook in make_runner(tmp_path / 'run', **hooks).hooks]
+    assert kinds.count('DurableCheckpointHook') == 2 and 'CheckpointHook' not in kinds
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
+    (tmp_path / 'run').mkdir()
+    script = (
+        'import fcntl, sys\nfile = open(sys.argv[1], "w")\nfcntl.lockf(file, fcntl.LOCK_EX)\n'
+        'file.write("process 7 on node")\nfile.flush()\nprint(flush=True)\ninput()'
+    )
+    other = subprocess.Popen(
+        [sys.executable, '-c', script, tmp_path / 'run' / lock.NAME],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    other.stdout.readline()
+    with pytest.raises(FileExistsError, match='another run writes here .process 7 on node.*work-'):
+        make_runner(tmp_path / 'run').train()
+    other.communicate(b'\n')
+    make_runner(tmp_path / 'run').train()
+    assert not (tmp_path / 'run' / lock.NAME).exists()

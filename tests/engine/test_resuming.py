@@ -10,7 +10,7 @@ from signal import SIGTERM
 import pytest
 import torch
 from mmengine.dist import get_rank
-from tiny_run import At, KilledError, Net, kill, make_runner
+from tiny_run import At, KilledError, Net, Scaled, kill, make_runner
 from torch import distributed, multiprocessing
 
 from focal_mm.engine import DurableCheckpointHook
@@ -234,6 +234,35 @@ def test_what_does_not_fit_is_one_line_before_anything_is_loaded(tmp_path, chang
     with pytest.raises(CheckpointError, match=f'epoch_3.pth does not fit .*{said}.*load_from='):
         runner.train()
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+
+
+def test_average_cannot_be_left_out(tmp_path):
+    make_runner(tmp_path, custom_hooks=[EMA]).train()
+    with pytest.raises(CheckpointError, match=r'average .* EMAHook.*load_from='):
+        make_runner(tmp_path, resume=True).train()
+
+
+def test_scale_of_gradients_goes_on(tmp_path):
+    def wrapper():
+        net = Net()
+        return dict(
+            model=net, optim_wrapper=Scaled(optimizer=torch.optim.SGD(net.parameters(), 0.1))
+        )
+
+    torch.manual_seed(0)
+    whole = make_runner(tmp_path / 'whole', **every_iteration(), **wrapper())
+    whole.train()
+    torch.manual_seed(0)
+    runner = make_runner(
+        tmp_path / 'parts', custom_hooks=[At(7, kill)], **every_iteration(), **wrapper()
+    )
+    with pytest.raises(KilledError):
+        runner.train()
+    parts = make_runner(tmp_path / 'parts', resume=True, **every_iteration(), **wrapper())
+    parts.train()
+    assert everything(parts) == everything(whole)
+    scale = parts.optim_wrapper.loss_scaler.state_dict()
+    assert scale['scale'] == 32.0 and scale['_growth_tracker'] == 3
 
 
 def test_settings_that_differ_are_named(tmp_path):

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.runner import load_checkpoint
-from tiny_run import At, Net, make_runner
+from tiny_run import At, Net, Scaled, make_runner
 
 from focal_mm.engine import NonFiniteError, find_newest, load_incident
+from focal_mm.weights import CheckpointError
 
 pytestmark = pytest.mark.stock
 
@@ -187,3 +188,23 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
         with pytest.raises(NonFiniteError, match='epoch_1.pth: body.0.weight .*an earlier'):
             runner.train()
     load_checkpoint(Net(), path)  # mmengine takes it
+
+
+def test_gradients_that_no_scale_mends_end_the_run(tmp_path):
+    net = Net()
+    net.head.bias.register_hook(lambda gradient: gradient * torch.nan)
+    wrapper = Scaled(optimizer=torch.optim.SGD(net.parameters(), 0.1))
+    with pytest.raises(NonFiniteError, match=r'iteration 3: .*scale of gradients has fallen'):
+        make_runner(tmp_path, model=net, optim_wrapper=wrapper).train()
+
+
+def test_incident_is_plain_and_shows_the_way_to_the_nan(tmp_path):
+    with pytest.raises(NonFiniteError):
+        make_runner(tmp_path, model=Exploding('gradient')).train()
+    path = tmp_path / 'nonfinite_iter_8.pt'
+    incident = load_incident(path)  # refuses what is not plain
+    names = [name for name, _ in incident['modules']]
+    assert names[-2:] == ['the output of head (Linear)', 'the output of the model (Exploding)']
+    torch.save(dict(state_dict={}), path)
+    with pytest.raises(CheckpointError, match='nonfinite_iter_8.pt: not written at a loss'):
+        load_incident(path)

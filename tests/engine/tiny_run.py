@@ -11,6 +11,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -57,6 +58,20 @@ class Score(BaseMetric):
 
     def compute_metrics(self, results: list[float]) -> dict[str, float]:
         return dict(acc=float(np.mean(results)))
+
+
+class Scaled(OptimWrapper):
+    """mmengine's AmpOptimWrapper on a CPU, which it refuses."""
+
+    def __init__(self, **fields) -> None:
+        super().__init__(**fields)
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=4.0, growth_interval=5)
+
+    backward = AmpOptimWrapper.backward
+    step = AmpOptimWrapper.step
+    state_dict = AmpOptimWrapper.state_dict
+    load_state_dict = AmpOptimWrapper.load_state_dict
+    _scale_update_param = None
 
 
 class KilledError(Exception):

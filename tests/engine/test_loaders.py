@@ -1,0 +1,86 @@
+"""A loader that fails ends the run in one line, and nothing is lost."""
+
+import os
+import re
+import signal
+import time
+
+import pytest
+import torch
+from tiny_run import Noise, make_runner
+
+from focal_mm.engine import find_newest, loops
+from focal_mm.engine.loaders import LoaderError, alarm
+
+pytestmark = pytest.mark.stock
+
+
+class Failing(Noise):
+    """Data that fails when it is asked for its 17th sample, in the second epoch."""
+
+    def __init__(self, how: str) -> None:
+        self.how, self.count = how, 0
+
+    def __getitem__(self, index: int) -> dict:
+        self.count += 1
+        if self.count == 17 and self.how == 'hang':
+            time.sleep(60)
+        if self.count == 17 and self.how == 'kill':
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+    def get_data_info(self, index: int) -> dict:
+        return dict(img_path=f'{index}.jpg')
+
+
+def loader(dataset, **fields) -> dict:
+    return dict(
+        dataset=dataset,
+        batch_size=2,
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        **fields,
+    )
+
+
+@pytest.mark.parametrize(
+    'how, workers, said',
+    [
+        ('hang', 0, r'no batch for 1 seconds; it was to give batch 3 of epoch 2, of \d+.jpg, \d'),
+        ('hang', 1, r'no batch for 1 seconds; it was to give batch 3 of epoch 2, of \d+.jpg, \d'),
+        ('kill', 1, 'a worker of a data loader has died'),
+    ],
+)
+def test_failing_loader_is_named_and_nothing_is_lost(tmp_path, monkeypatch, how, workers, said):
+    monkeypatch.setattr(loops, 'LOADER_TIMEOUT', 1)
+    fields = dict(num_workers=1, timeout=1, persistent_workers=True) if workers else {}
+    torch.manual_seed(0)
+    whole = make_runner(tmp_path / 'whole', train_dataloader=loader(Noise()))
+    whole.train()
+    torch.manual_seed(0)
+    runner = make_runner(tmp_path / 'run', train_dataloader=loader(Failing(how), **fields))
+    with pytest.raises(LoaderError, match=said) as stopped:
+        runner.train()
+    if how == 'hang':
+        saved = re.search('all until then is in (.*): --resume auto', str(stopped.value))[1]
+        assert find_newest(tmp_path / 'run').path == saved
+        assert torch.load(saved, weights_only=False)['meta']['iter'] == 8
+    runner = make_runner(tmp_path / 'run', resume=True, train_dataloader=loader(Noise()))
+    runner.train()
+    torch.testing.assert_close(runner.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
+def test_alarm_is_no_error_of_what_it_interrupts():
+    before = signal.getsignal(signal.SIGALRM)
+
+    def read() -> None:
+        try:
+            time.sleep(60)
+        except Exception:
+            pytest.fail('taken for an error of the picture')
+
+    with pytest.raises(RuntimeError, match='timed out after 0.05'), alarm(0.05):
+        read()
+    assert signal.getsignal(signal.SIGALRM) is before
+    with alarm(0.05):
+        pass
+    time.sleep(0.1)
