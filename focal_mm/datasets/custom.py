@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from .check import PICTURES, count_labels, oriented_size
+from .check import PICTURES, count_labels, open_picture, oriented_size
 from .classes import shorten
 from .subsets import _read, _write
 
@@ -452,10 +451,10 @@ def picture_size(path: Path) -> tuple[int, int]:
         ValueError: If it cannot be opened.
     """
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return oriented_size(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{path}: picture that cannot be opened') from error
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
 
 
 def read_label_maps(split: str, paths: list[Path]) -> LabelMaps:
@@ -512,7 +511,7 @@ def _looks_like_labels(folder: Path) -> bool:
     )
     if first is None:
         raise FileNotFoundError(f'{folder} has no pictures')
-    with Image.open(first) as image:
+    with open_picture(first) as image:
         return image.mode in ('1', 'L', 'P', 'I', 'I;16') and first.suffix.lower() not in (
             '.jpg',
             '.jpeg',

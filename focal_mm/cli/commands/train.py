@@ -39,6 +39,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar='N',
         help='name and skip up to N training pictures that cannot be read',
     )
+    parser.add_argument(
+        '--skip-data-check',
+        action='store_true',
+        help='train also on data in which focal-mm doctor --data finds errors',
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision (on a GPU)')
     parser.add_argument(
         '--auto-scale-lr',
@@ -69,6 +74,8 @@ def run(args: Namespace) -> None:
         training.resume(cfg, args.resume)
     if args.skip_corrupt is not None:
         training.skip_corrupt(cfg, args.skip_corrupt)
+    if args.skip_data_check:
+        cfg.check_data = False
     if args.auto_scale_lr:
         training.scale_lr(cfg)
     runner.require_files(cfg, 'train_dataloader', 'val_dataloader')

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 
 TOLERANCE = 1e-3  # part of the annotations that training may drop without being worth an error
+OUTSIDE = 'keypoint outside the picture'
+MISSING = 'annotation without keypoints'
+MISCOUNTED = 'num_keypoints that is not the number of labelled keypoints'
 _EXACT = 2**53  # pycocotools keeps ids of annotations as floats
 
 
@@ -164,9 +167,7 @@ class Boxes:
             sound = finite & ~self.negative
             self.empty = sound & ((w == 0) | (h == 0))
             sound &= ~self.empty
-            self.outside = sound & (
-                (x >= width) | (y >= height) | (right <= 0) | (bottom <= 0)
-            )
+            self.outside = sound & ((x >= width) | (y >= height) | (right <= 0) | (bottom <= 0))
             sound &= ~self.outside
             self.tiny = sound & ((w < 1) | (h < 1))
             self.usable = sound & ~self.tiny
@@ -177,7 +178,9 @@ class Boxes:
             fractions = finite & (self.values >= 0).all(1) & (self.values <= 1).all(1)
         known = int(finite.sum())
         self.are_corners = known > 0 and corners.sum() == known and self.over.sum() > known / 5
-        self.are_fractions = known > 0 and fractions.sum() == known and bool((sizes[finite] > 2).any())
+        self.are_fractions = (
+            known > 0 and fractions.sum() == known and bool((sizes[finite] > 2).any())
+        )
 
     def faults(self) -> Iterator[Fault]:
         """Yield the faults of the boxes."""
@@ -202,9 +205,7 @@ class Boxes:
         if self.are_corners:
             text = 'bbox that seems to be [left, top, right, bottom], not [x, y, width, height]'
             yield from fault('error', text, self.over)
-        yield from fault(
-            unless_rare(self.empty), 'empty bbox, which is not trained on', self.empty
-        )
+        yield from fault(unless_rare(self.empty), 'empty bbox, which is not trained on', self.empty)
         yield from fault(
             unless_rare(self.outside), 'bbox outside the picture, not trained on', self.outside
         )
@@ -275,10 +276,10 @@ def check_keypoints(
         points = annotation.get('keypoints')
         if points is None:
             if required and not annotation.get('iscrowd'):
-                rows.setdefault('annotation without keypoints', []).append(row)
+                rows.setdefault(MISSING, []).append(row)
         elif text := _fault_of_keypoints(points, annotation, lengths[row], sizes[row]):
             rows.setdefault(text, []).append(row)
-    soft = ('keypoint outside the picture', 'annotation without keypoints')
+    soft = (OUTSIDE, MISSING, MISCOUNTED)
     for text, found in rows.items():
         remedy = 'drop' if required and text not in soft else 'keep'
         yield Fault(
@@ -298,13 +299,13 @@ def _fault_of_keypoints(points: Any, annotation: dict, length: int, size: np.nda
     table = np.array([number_of(value) for value in points]).reshape(-1, 3)
     if not np.isfinite(table).all():
         return 'keypoints that are not finite'
-    if not np.isin(table[:, 2], (0, 1, 2)).all():
+    if ((table[:, 2] < 0) | (table[:, 2] > 2)).any():
         return 'keypoint of another visibility than 0, 1 or 2'
     count = annotation.get('num_keypoints')
     labelled = table[:, 2] > 0
     if count is not None and count != labelled.sum():
-        return 'num_keypoints that is not the number of labelled keypoints'
+        return MISCOUNTED
     x, y = table[labelled, :2].T
     if ((x < -1) | (y < -1) | (x > size[0] + 1) | (y > size[1] + 1)).any():
-        return 'keypoint outside the picture'
+        return OUTSIDE
     return ''

@@ -3,9 +3,9 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from .resizing import Resizing
 
 # How datasets of mmdet make the name of a picture from its record.
 NAMES = ('file_name', 'coco_url', 'LVIS v0.5', 'Objects365 V2')
+NO_OBJECT = 'entry that is no object of names and values'
 _FREQUENCIES = ('r', 'c', 'f')
 
 
@@ -50,10 +51,10 @@ class CocoFile:
 
     file: Path
     folder: Path
-    rules: Rules = Rules()
+    rules: Rules = field(default_factory=Rules)
     naming: str = 'file_name'
     resizing: Resizing | None = None
-    reading: Reading = Reading()
+    reading: Reading = field(default_factory=Reading)
 
     def check(self, report: Report, thorough: bool = False) -> Checked:
         """Check the file and its pictures.
@@ -119,15 +120,17 @@ def pictures_of(
     """Return the names of the pictures of a file, and what it says of their sizes."""
     names: dict[str, None] = {}
     sizes = {}
-    left_out: list[str] = []
+    ignored: list[str] = []
     if naming == 'Objects365 V2':
-        from mmdet.datasets.objects365 import objv2_ignore_list as left_out
+        from mmdet.datasets.objects365 import objv2_ignore_list
+
+        ignored = objv2_ignore_list
     for image in records_of(content, 'images'):
         name = name_of(image, naming)
-        if name and name not in left_out:
+        if name and name not in ignored:
             names[name] = None
             size = number_of(image.get('width')), number_of(image.get('height'))
-            if all(side > 0 for side in size):
+            if all(0 < side < math.inf for side in size):
                 sizes[name] = size
     return list(names), sizes
 
@@ -145,7 +148,7 @@ def name_of(image: dict[str, Any], naming: str) -> str | None:
     return '/'.join(name.split('/')[-2:]) if naming == 'Objects365 V2' else name
 
 
-def _is_name(name: Any) -> bool:
+def _is_name(name: Any) -> TypeGuard[str]:
     return isinstance(name, str) and bool(name.strip()) and '\0' not in name
 
 
@@ -200,7 +203,7 @@ def find_faults(
     if not annotations:
         if rules.role != 'test' and images:
             faults.append(Fault('error', 'no annotations'))
-        return [_unmendable(fault) for fault in faults]
+        return _tidy(content, faults)
     row_of = {one: row for row, one in enumerate(ids_of(column(images, 'id'))) if one is not None}
     raw_images = column(annotations, 'image_id')
     picture = np.array([row_of.get(one, -1) for one in ids_of(raw_images)], int)
@@ -212,6 +215,7 @@ def find_faults(
     sides = np.array(
         [numbers_of(column(images, side)) for side in ('width', 'height')], float
     ).T.reshape(-1, 2)
+    sides[~((sides > 0) & (sides < math.inf))] = math.nan
     sizes = np.vstack([sides, [math.nan] * 2])[picture]
     boxes = Boxes(annotations, sizes)
     areas = np.ones(len(annotations), bool)
@@ -264,13 +268,22 @@ def find_faults(
         faults += _check_resized(boxes, sizes, resizing)
     if rules.role == 'train':
         faults += _check_examples(rules, names, category, usable)
-    return [_unmendable(fault) for fault in faults]
+    return _tidy(content, faults)
 
 
-def _unmendable(fault: Fault) -> Fault:
-    if fault.table == 'categories' and fault.level == 'error':
-        return replace(fault, remedy='none')
-    return fault
+def _tidy(content: dict[str, Any], faults: Sequence[Fault]) -> list[Fault]:
+    """Return faults without those that a record has because it is none."""
+    found = []
+    for fault in faults:
+        rows = fault.rows
+        if fault.table and fault.text != NO_OBJECT:
+            records = content[fault.table]
+            rows = np.array([row for row in rows if isinstance(records[row], dict)], int)
+            if not rows.size:
+                continue
+        mends = fault.table != 'categories' or fault.level != 'error'
+        found.append(replace(fault, rows=rows, remedy=fault.remedy if mends else 'none'))
+    return found
 
 
 def _check_records(content: dict[str, Any]) -> Iterator[Fault]:
@@ -280,7 +293,7 @@ def _check_records(content: dict[str, Any]) -> Iterator[Fault]:
         if bad.size:
             yield Fault(
                 'error',
-                f'no object in {table}',
+                NO_OBJECT,
                 table,
                 bad,
                 lambda row, records=records: f'{records[row]!r}'[:40],  # type: ignore[misc]
@@ -324,9 +337,7 @@ def _check_categories(categories: Sequence[dict]) -> Iterator[Fault]:
     if repeated.size:
         yield Fault('error', 'two categories with the same name', 'categories', repeated)
     folded = Counter(name.strip().casefold() for name in counts)
-    alike = where(
-        [isinstance(name, str) and folded[name.strip().casefold()] > 1 for name in names]
-    )
+    alike = where([isinstance(name, str) and folded[name.strip().casefold()] > 1 for name in names])
     if alike.size:
         text = 'categories whose names differ in upper case or blanks alone'
         yield Fault('warning', text, 'categories', alike)
@@ -391,7 +402,7 @@ def _check_lvis(
     for row, image in enumerate(images):
         negative = image.get('neg_category_ids')
         partly = image.get('not_exhaustive_category_ids')
-        if not all(isinstance(ids, list) for ids in (negative, partly)):
+        if not isinstance(negative, list) or not isinstance(partly, list):
             rows['image without lists neg_category_ids and not_exhaustive_category_ids'].append(row)
             continue
         listed = ids_of([*negative, *partly])

@@ -8,6 +8,8 @@ from .label_maps import files_below
 from .pictures import Checked, Reading, check_pictures
 from .report import Report
 
+_READING = Reading(boxes=False)
+
 
 @dataclass(frozen=True)
 class ClassFolder:
@@ -23,7 +25,7 @@ class ClassFolder:
     folder: Path
     suffixes: tuple[str, ...]
     role: str = 'train'
-    reading: Reading = Reading(boxes=False)
+    reading: Reading = _READING
 
     def check(self, report: Report, thorough: bool = False) -> Checked:
         """Check the folders and pictures.
@@ -39,7 +41,7 @@ class ClassFolder:
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
         if not classes:
             report.error(folder, 'no folder of a class')
-        counts = Counter({name: 0 for name in classes})
+        counts = Counter(dict.fromkeys(classes, 0))
         pictures: dict[str, Path] = {}
         unused: list[str] = []
         for name in files_below(folder):
@@ -81,7 +83,7 @@ class LabelList:
     classes: int | None = None
     role: str = 'train'
     with_label: bool = True
-    reading: Reading = Reading(boxes=False)
+    reading: Reading = _READING
 
     def check(self, report: Report, thorough: bool = False) -> Checked:
         """Check the list and its pictures.
@@ -96,9 +98,7 @@ class LabelList:
         try:
             text = self.file.read_bytes().decode('utf-8')
         except (OSError, UnicodeDecodeError) as error:
-            report.error(
-                self.file, f'cannot be read as UTF-8: {" ".join(str(error).split())}'
-            )
+            report.error(self.file, f'cannot be read as UTF-8: {" ".join(str(error).split())}')
             return Checked()
         if text.startswith('\ufeff'):
             report.error(self.file, 'begins with a byte order mark, which the first name takes')
@@ -121,7 +121,9 @@ class LabelList:
         if not labels:
             report.error(self.file, 'no pictures')
         if self.classes is not None and self.with_label and self.role == 'train':
-            lacking = [f'label {one}' for one in sorted({*range(self.classes)} - {*labels.values()})]
+            lacking = [
+                f'label {one}' for one in sorted({*range(self.classes)} - {*labels.values()})
+            ]
             if lacking:
                 report.add('warning', self.file, 'class without examples', lacking)
         pictures = {name: self.folder / name for name in labels}

@@ -40,7 +40,7 @@ def read_json(file: Path, report: Report) -> Any:
         report (Report): Takes the findings.
 
     Returns:
-        Any: The content; None if there is none.
+        Any: The content; None if there is none, or it is null.
     """
     raw = read_bytes(file, report)
     if raw is None:
@@ -72,12 +72,10 @@ def read_json(file: Path, report: Report) -> Any:
         report.error(file, f'no JSON ({error})')
     else:
         if repeated:
-            report.add(
-                'error',
-                file,
-                'key that occurs twice in one object, of which the last counts',
-                repeated,
-            )
+            text = 'key that occurs twice in one object, of which the last counts'
+            report.add('error', file, text, repeated)
+        if content is None:
+            report.error(file, 'nothing but null')
         return content
     return None
 

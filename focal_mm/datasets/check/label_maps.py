@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ class LabelMaps:
     reduce_zero_label: bool = False
     ignore: int = 255
     role: str = 'train'
-    reading: Reading = Reading()
+    reading: Reading = field(default_factory=Reading)
     opencv: bool = False
 
     def check(self, report: Report, thorough: bool = False) -> Checked:
@@ -69,12 +69,12 @@ class LabelMaps:
                 return Checked()
         names = self._names(report)
         if not names:
-            report.error(self.list_file or self.images, f'no pictures that end in {self.suffixes[0]}')
+            report.error(
+                self.list_file or self.images, f'no pictures that end in {self.suffixes[0]}'
+            )
             return Checked()
         pictures = {name: self.images / (name + self.suffixes[0]) for name in names}
-        unusable = check_pictures(
-            self.images, pictures, report, thorough, reading=self.reading
-        )
+        unusable = check_pictures(self.images, pictures, report, thorough, reading=self.reading)
         pairs = []
         maps = [self.maps / (name + self.suffixes[1]) for name in names]
         for name, path, length in zip(
@@ -110,7 +110,9 @@ class LabelMaps:
             return read_list(self.list_file, report)
         files = list(files_below(self.images))
         if self.images != self.maps:
-            other = [one for one in files if one.lower().endswith(PICTURES) and not one.endswith(end)]
+            other = [
+                one for one in files if one.lower().endswith(PICTURES) and not one.endswith(end)
+            ]
             if other:
                 text = f'picture that is not used, since it ends in no {end}'
                 report.add('warning', self.images, text, other)

@@ -15,7 +15,7 @@ from .annotations import Fault, column, where
 _BLOCK = 1 << 16  # masks of which the numbers are kept at a time
 _FAR = 10  # widths of a picture that a point may be away from it
 NO_MASK = 'annotation without a mask (segmentation)'
-BAD_POINTS = 'polygon with points that are not finite numbers'
+BAD_POINTS = 'polygon that is no list of finite numbers'
 SHORT = 'polygon of fewer than three points, or with half a point'
 FAR = 'polygon with points far from the picture'
 FLAT = 'polygon without an area'
@@ -56,7 +56,7 @@ def check_masks(annotations: Sequence[dict], sizes: np.ndarray) -> Iterator[Faul
             found.setdefault(text, []).append(row)
     for text, rows in found.items():
         level = 'warning' if text in (FLAT, PART) else 'error'
-        remedy = 'parts' if text in (BAD_POINTS, SHORT, FAR, PART) else ''
+        remedy = 'parts' if text in (BAD_POINTS, SHORT, PART) else ''
         yield Fault(level, text, 'annotations', np.array(rows), remedy=remedy)
 
 

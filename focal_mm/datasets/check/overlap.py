@@ -35,19 +35,16 @@ def check_overlap(
     others = [path for path in val.values() if path.name not in names]
     compared = [path for path in val.values() if path.name in names]
     compared += others if thorough else sample(others)
+    wanted = {length for path in compared if (length := bytes_of(path))}
+    paths = list(train.values()) if wanted else []
+    lengths = parallel(bytes_of, paths, 'train and val: sizes')
+    alike = [path for path, length in zip(paths, lengths) if length in wanted]
+    own: dict[tuple, list[Path]] = defaultdict(list)
+    for path, mark in zip(alike, parallel(_mark, alike, 'train and val: content')):
+        own[mark].append(path)
     copies: dict[Path, Path] = {}
-    lengths: dict[int, list[Path]] = defaultdict(list)
-    if wanted := {bytes_of(path) for path in compared} - {None, 0}:
-        paths = list(train.values())
-        for path, length in zip(paths, parallel(bytes_of, paths, 'train and val: sizes')):
-            if length in wanted:
-                lengths[length].append(path)  # type: ignore[index]
-
-    def copy_of(path: Path) -> Path | None:
-        candidates = lengths.get(bytes_of(path) or 0, ())
-        return next((one for one in candidates if _is_copy(one, path)), None)
-
-    for path, copy in zip(compared, parallel(copy_of, compared, 'train and val: content')):
+    for path, mark in zip(compared, parallel(_mark, compared, 'train and val: content')):
+        copy = next((one for one in own.get(mark, ()) if _is_copy(one, path)), None)
         if copy is not None:
             copies[path] = copy
     for name, path in val.items():
@@ -58,8 +55,15 @@ def check_overlap(
             report.warning('train and val', text, f'{name} ({copies[path].name})')
 
 
+def _mark(path: Path) -> tuple[int, bytes]:
+    """Return the length of a file and some bytes of its middle."""
+    length = bytes_of(path)
+    if not length:
+        return 0, b''
+    with path.open('rb') as file:
+        file.seek(length // 2)
+        return length, file.read(1024)
+
+
 def _is_copy(one: Path, other: Path) -> bool:
-    try:
-        return filecmp.cmp(one, other, shallow=False)
-    except OSError:
-        return False
+    return bool(bytes_of(one)) and filecmp.cmp(one, other, shallow=False)

@@ -33,8 +33,7 @@ _KINDS = {
     'colors': ('warning', 'picture in another color space than RGB'),
     'mirrored': (
         'warning',
-        'picture that EXIF mirrors or turns so that its size cannot tell whether its annotations '
-        'are turned too',
+        'picture that EXIF mirrors or turns, while its size cannot tell whether its boxes are too',
     ),
     'large': ('warning', f'picture of more than {MAX_PIXELS // 10**6} million pixels'),
     'gray': ('note', 'gray picture, which training reads as three equal channels'),
@@ -223,7 +222,7 @@ def check_pictures(
     thorough: bool = False,
     sizes: dict[str, tuple[float, float]] | None = None,
     file: Path | None = None,
-    reading: Reading = Reading(),  # noqa: B008
+    reading: Reading = Reading(),
 ) -> dict[str, str]:
     """Look whether all pictures are there; open the headers of some, or decode all.
 
@@ -276,7 +275,7 @@ def check_pictures(
         said = (sizes or {}).get(name, facts.size)
         if said != facts.size:
             unusable[name] = fault = _misfit(said, facts)
-            place = f'{name} ({facts.size[0]}x{facts.size[1]}, said {said[0]}x{said[1]})'
+            place = f'{name} ({facts.size[0]}x{facts.size[1]}, said {said[0]:g}x{said[1]:g})'
             report.error(file or folder, fault, place)
     return unusable
 
@@ -304,7 +303,7 @@ def _hint(path: Path) -> str:
             return f' (there is {found})'
     except (OSError, ValueError):
         pass
-    return ''
+    return ' (with backslashes)' if '\\' in path.name else ''
 
 
 def _near(path: Path) -> str:

@@ -39,12 +39,34 @@ class Finding:
         return f'{self.level}: {self.file}: {self.summary}'
 
 
+@dataclass
+class Copy:
+    """A cleaned copy.
+
+    Attributes:
+        source (str): What was cleaned.
+        file (str): The copy.
+        left_out_file (str): The list of what was left out.
+        left_out (int): Number of pictures and annotations that were.
+        changed (int): Number of records that were mended.
+        remaining (list[str]): Errors that no copy can mend.
+    """
+
+    source: str
+    file: str
+    left_out_file: str
+    left_out: int
+    changed: int
+    remaining: list[str] = field(default_factory=list)
+
+
 class Report:
-    """What a check found and what it looked at."""
+    """What a check found, what it looked at, and the cleaned copies that it wrote."""
 
     def __init__(self) -> None:
         self._findings: dict[tuple[str, str, str], Finding] = {}
         self.looked_at: list[str] = []
+        self.copies: list[Copy] = []
 
     def error(self, file: Any, fault: str, where: str = '') -> None:
         """Note an error, with a place if the file alone does not say it."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -50,7 +50,10 @@ class Resizing:
 
 def resizing_of(pipeline: Any) -> Resizing | None:
     """Return the sizes that a pipeline of mmdet makes; None if it changes none that is known."""
-    choices = _choices(pipeline if isinstance(pipeline, (list, tuple)) else [])
+    try:
+        choices = _choices(pipeline if isinstance(pipeline, (list, tuple)) else [])
+    except (TypeError, ValueError):  # arguments that the transform will refuse
+        return None
     return Resizing(tuple(choices)) if choices else None
 
 
@@ -67,7 +70,7 @@ def _choices(pipeline: Sequence[Any]) -> list[tuple[float, float | None, bool]]:
         elif name == 'RandomChoiceResize':
             found = [(*_pair(one), keep) for one in step.get('scales') or ()]
         elif name == 'RandomResize':
-            scales = scale if _is_list(scale) and _is_list(scale[0]) else [scale]
+            scales = list(scale) if _is_list(scale) and _is_list(scale[0]) else [scale]
             _, most = step.get('ratio_range') or (1, 1)
             found = [
                 (width * most, height * most, keep)
@@ -84,7 +87,7 @@ def _choices(pipeline: Sequence[Any]) -> list[tuple[float, float | None, bool]]:
     return found
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, (list, tuple)) and len(value) > 0
 
 
