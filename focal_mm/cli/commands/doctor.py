@@ -30,7 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         '--thorough',
         dest='thorough',
         action='store_true',
-        help='with --data: decode every picture and label map; otherwise 500 of each set are opened',
+        help='with --data: decode every picture and label map; by default 500 of each are opened',
     )
     parser.add_argument(
         '--fix',

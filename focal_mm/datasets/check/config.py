@@ -129,7 +129,10 @@ def _coco(
     if naming is None or not isinstance(file, str) or not file:
         return None
     prefix: Any = dataset.get('data_prefix') or {}
-    folder, reading = root / (prefix.get('img') or ''), _reading(dataset)
+    folder, reading = (
+        root / (prefix.get('img') or ''),
+        _reading(dataset, cfg.get(f'{role}_dataloader')),
+    )
     if _is_a(kind, 'CocoPanopticDataset'):
         segments = root / prefix['seg'] if prefix.get('seg') else None
         return PanopticFile(root / file, folder, segments, role, reading)
@@ -187,7 +190,14 @@ def _voc(cfg: Config, role: str, dataset: ConfigDict, kind: Any, root: Path) -> 
     images, annotations = (
         folder / (_argument(kind, dataset, key) or '') for key in ('img_subdir', 'ann_subdir')
     )
-    return VocFiles(root / file, images, annotations, classes, role, _reading(dataset))
+    return VocFiles(
+        root / file,
+        images,
+        annotations,
+        classes,
+        role,
+        _reading(dataset, cfg.get(f'{role}_dataloader')),
+    )
 
 
 def _label_maps(
@@ -219,7 +229,7 @@ def _label_maps(
         bool(_argument(kind, dataset, 'reduce_zero_label')),
         255 if ignore is None else ignore,
         role,
-        _reading(dataset),
+        _reading(dataset, cfg.get(f'{role}_dataloader')),
         'cv2' in backends,
     )
 
@@ -233,7 +243,7 @@ def _classification(
         return None
     if kind.load_data_list is not base.load_data_list:
         return None
-    reading = _reading(dataset, boxes=False)
+    reading = _reading(dataset, cfg.get(f'{role}_dataloader'), boxes=False)
     if folder := class_folder(dataset):
         suffixes = _argument(kind, dataset, 'extensions')
         return ClassFolder(folder, tuple(suffixes or _SUFFIXES), role, reading)
@@ -262,12 +272,13 @@ def _argument(kind: Any, dataset: ConfigDict, name: str) -> Any:
     return None
 
 
-def _reading(dataset: ConfigDict, boxes: bool = True) -> Reading:
+def _reading(dataset: ConfigDict, loader: Any, boxes: bool = True) -> Reading:
     """Return how a dataset's pipeline reads its pictures."""
-    steps = [step for step in dicts(dataset.get('pipeline')) if type_name(step) in _LOADERS]
-    if not steps:
+    # Another pipeline, of the dataset that holds this one, may read them.
+    nodes = dicts([dataset.get('pipeline'), loader])
+    step = next((node for node in nodes if type_name(node) in _LOADERS), None)
+    if step is None:
         return Reading(usual=False)
-    step = steps[0]
     backend = step.get('imdecode_backend') or 'cv2'
     color = str(step.get('color_type', 'color'))
     turns = 'ignore_orientation' not in color and 'unchanged' not in color

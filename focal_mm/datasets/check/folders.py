@@ -55,7 +55,6 @@ class ClassFolder:
         if empty:
             level = 'error' if self.role == 'train' else 'warning'
             report.add(level, folder, 'class without pictures', empty)
-        unused = [name for name in unused if not name.rpartition('/')[2].startswith('.')]
         if unused:
             report.add('warning', folder, 'file that is not used, being no picture', unused)
         unusable = check_pictures(folder, pictures, report, thorough, reading=self.reading)

@@ -1,5 +1,6 @@
 """JSON files as pycocotools reads them, and the reasons why it would not."""
 
+import gc
 import hashlib
 import json
 from json.decoder import JSONDecodeError
@@ -62,6 +63,9 @@ def read_json(file: Path, report: Report) -> Any:
             repeated.extend(key for key in found if keys.count(key) > 1)
         return found
 
+    # The collector would look at millions of new objects again and again, and find nothing.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         content = json.loads(raw.decode(encoding), object_pairs_hook=without_repeats)
     except UnicodeDecodeError as error:
@@ -77,6 +81,9 @@ def read_json(file: Path, report: Report) -> Any:
         if content is None:
             report.error(file, 'nothing but null')
         return content
+    finally:
+        if collecting:
+            gc.enable()
     return None
 
 

@@ -148,11 +148,10 @@ class LabelMaps:
                 report.error(self.maps, found, place)
                 unusable.setdefault(name, found)
                 continue
-            counts, fault = found
+            values, fault = found
             if fault:
                 report.error(self.maps, fault, place)
                 unusable.setdefault(name, fault)
-            values = np.flatnonzero(counts)
             beyond = [int(one) for one in values if one > last and one != self.ignore]
             if beyond:
                 fault = f'labels beyond the {len(self.classes)} classes'
@@ -167,11 +166,11 @@ class LabelMaps:
         return seen
 
     def _read(self, path: Path, picture: Path | None) -> tuple[np.ndarray, str] | str:
-        """Return the counts of the labels and a fault, or the reason why there are none."""
+        """Return the labels and a fault, or the reason why there are none."""
         if path.suffix.lower() in ('.jpg', '.jpeg'):
             return 'label map as JPEG, which changes labels'
         try:
-            counts = count_labels(path)
+            values = np.flatnonzero(count_labels(path))
             with open_picture(path) as labels:
                 size, mode = labels.size, labels.mode
                 if labels.format in ('JPEG', 'MPO'):
@@ -179,24 +178,34 @@ class LabelMaps:
         except ValueError as error:
             return str(error)
         if self.opencv and mode == 'P':
-            return counts, 'label map with a palette, which OpenCV reads as colors'
+            return values, 'label map with a palette, which OpenCV reads as colors'
         try:
             if picture is not None and self.reading.usual:
                 with open_picture(picture) as image:
                     turned = oriented_size(image) if self.reading.turns else image.size
                 if turned != size:
-                    return counts, 'label map of another size than its picture'
+                    return values, 'label map of another size than its picture'
         except ValueError:  # said already
             pass
-        return counts, ''
+        return values, ''
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """Yield the files below a folder, sorted, as paths relative to it with slashes."""
+    """Yield the files below a folder, sorted, as paths relative to it with slashes.
+
+    As in mmengine, links are followed and files whose names begin with a dot are not listed. A link
+    to a folder that it is in is not followed.
+    """
     found = []
-    for parent, _, names in os.walk(folder, followlinks=True):
-        start = '' if parent == str(folder) else f'{os.path.relpath(parent, folder)}{os.sep}'
-        found += [f'{start}{name}'.replace(os.sep, '/') for name in names]
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [
+            one
+            for one in folders
+            if not f'{real}/'.startswith(f'{os.path.realpath(os.path.join(parent, one))}/')
+        ]
+        start = '' if parent == str(folder) else f'{os.path.relpath(parent, folder)}/'
+        found += [f'{start}{name}' for name in names if not name.startswith('.')]
     yield from sorted(found)
 
 
@@ -229,7 +238,7 @@ def count_labels(path: Path) -> np.ndarray:
     """Return how many pixels have each value, in a label map.
 
     Returns:
-        ndarray: Of 65536 counts; larger values are counted as the last.
+        ndarray: Of 256 to 65536 counts; larger values are counted as 65535.
 
     Raises:
         ValueError: If the file cannot be read, or holds colors instead of values.
@@ -245,4 +254,6 @@ def count_labels(path: Path) -> np.ndarray:
         labels = labels.astype(np.uint8)
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise ValueError('label map of other values than whole numbers from 0')
-    return np.bincount(np.minimum(labels, _LAST).ravel(), minlength=_LAST + 1)
+    if labels.dtype != np.uint8:
+        labels = np.minimum(labels, _LAST)
+    return np.bincount(labels.ravel(), minlength=256)

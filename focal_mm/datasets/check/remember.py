@@ -8,10 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from ...cache import cache_dir, whole_file
 from .json_file import digest
 
 KEPT = 50  # files of the cache
+_LARGE = 30  # MiB of a file that takes more than two seconds
 
 
 def remember(file: Path, rules: str, examine: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -32,7 +35,13 @@ def remember(file: Path, rules: str, examine: Callable[[], dict[str, Any]]) -> d
         found = json.loads(entry.read_bytes())
         if isinstance(found, dict):
             return found
-    found = examine()
+    console = Console(stderr=True)
+    size = file.stat().st_size >> 20
+    if size > _LARGE and console.is_terminal:
+        with console.status(f'{file.name}: reading {size} MiB'):
+            found = examine()
+    else:
+        found = examine()
     # A cache that cannot be written is no reason to stop; lone surrogates cannot.
     with suppress(OSError, UnicodeEncodeError):
         with whole_file(entry) as part:

@@ -12,7 +12,8 @@ _Item = TypeVar('_Item')
 _Result = TypeVar('_Result')
 
 SILENCE = 2  # seconds before a progress bar appears
-_BLOCK = 4096  # items that wait for a thread at a time
+_BLOCK = 16  # items that a thread takes at a time
+_WAITING = 256  # blocks that wait for a thread
 
 
 def parallel(
@@ -32,12 +33,17 @@ def parallel(
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = progress.add_task(label, total=len(items))
     start, shown = time.monotonic(), False
+    blocks = [items[first : first + _BLOCK] for first in range(0, len(items), _BLOCK)]
+
+    def work(block: Sequence[_Item]) -> list[_Result]:
+        return [function(item) for item in block]
+
     try:
         with ThreadPoolExecutor() as pool:
-            for first in range(0, len(items), _BLOCK):
-                for result in pool.map(function, items[first : first + _BLOCK]):
-                    yield result
-                    progress.advance(task)
+            for first in range(0, len(blocks), _WAITING):
+                for results in pool.map(work, blocks[first : first + _WAITING]):
+                    yield from results
+                    progress.advance(task, len(results))
                     if not shown and time.monotonic() - start > SILENCE:
                         progress.start()
                         shown = True
