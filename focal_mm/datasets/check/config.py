@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from ...config import DATALOADERS, datasets_of, dicts, library, type_name
-from ..classes import class_folder, classes_of, require_classes, type_of
+from ..classes import classes_of, require_classes, type_of
 from . import fix as fixing
 from .annotations import Rules
 from .coco import CocoFile
@@ -138,12 +138,14 @@ def _coco(
         return PanopticFile(root / file, folder, segments, role, reading)
     metrics = [node.get('metric') or '' for node in dicts(cfg.get(f'{role}_evaluator'))]
     classes = classes_of(cfg, dataset) if library(cfg) == 'mmdet' else None
+    # Teachers label pictures of which the file knows nothing.
+    unlabelled = any(type_name(node) == 'LoadEmptyAnnotations' for node in dicts(dataset))
     rules = Rules(
         classes=classes,
         masks=any(node.get('with_mask') for node in dicts(dataset.get('pipeline')))
         or any('segm' in metric for metric in metrics),
         keypoints=library(cfg) == 'mmpose',
-        role=role,
+        role='test' if unlabelled else role,
         areas=areas,
         lvis='LVIS' in kind.__name__ or _is_a(kind, 'LVISV05Dataset'),
     )
@@ -244,19 +246,17 @@ def _classification(
     if kind.load_data_list is not base.load_data_list:
         return None
     reading = _reading(dataset, cfg.get(f'{role}_dataloader'), boxes=False)
-    if folder := class_folder(dataset):
-        suffixes = _argument(kind, dataset, 'extensions')
-        return ClassFolder(folder, tuple(suffixes or _SUFFIXES), role, reading)
     split, file = dataset.get('split') or '', dataset.get('ann_file') or ''
     if split and not file and (root / 'meta' / f'{split}.txt').is_file():
         file = f'meta/{split}.txt'
-    if not file:
-        return None
     prefix = dataset.get('data_prefix') or split
     if isinstance(prefix, dict):
         prefix = prefix.get('img_path') or ''
-    classes = classes_of(cfg, dataset)
     with_label = bool(dataset.get('with_label', True)) and split != 'test'
+    if not file:
+        suffixes = tuple(_argument(kind, dataset, 'extensions') or _SUFFIXES)
+        return ClassFolder(root / prefix, suffixes, role, reading) if with_label else None
+    classes = classes_of(cfg, dataset)
     count = None if classes is None else len(classes)
     return LabelList(root / file, root / prefix, count, role, with_label, reading)
 
@@ -332,10 +332,8 @@ def _check_evaluator(
     files = {os.path.realpath(one.file) for one, _ in checked if isinstance(one, CocoFile)}
     for node in dicts(cfg.get(f'{role}_evaluator')):
         file = node.get('ann_file')
-        if files and isinstance(file, str) and file.endswith('.json') and '://' not in file:
-            if not Path(file).exists():
-                report.error(file, f'does not exist; {role}_evaluator reads it')
-            elif os.path.realpath(file) not in files:
+        if files and isinstance(file, str) and Path(file).is_file():
+            if os.path.realpath(file) not in files:
                 text = f'{role}_evaluator reads it, and {role}_dataloader another file'
                 report.warning(file, text)
 

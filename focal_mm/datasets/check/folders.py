@@ -38,6 +38,9 @@ class ClassFolder:
             Checked: The pictures, and the classes in the order of their labels.
         """
         folder = self.folder
+        if not folder.is_dir():
+            report.error(folder, 'no such folder')
+            return Checked()
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
         if not classes:
             report.error(folder, 'no folder of a class')

@@ -295,10 +295,10 @@ def _hint(path: Path) -> str:
     try:
         if path.is_dir():
             return ' (a folder)'
-        if path.is_symlink():
-            return ' (a link to nothing)'
         if path.exists():
             return ' (no regular file)'
+        if path.is_symlink():
+            return ' (a link to nothing)'
         if found := _near(path):
             return f' (there is {found})'
     except (OSError, ValueError):

@@ -4,6 +4,8 @@ import pytest
 
 from focal_mm.datasets.check import CocoFile, Report, Rules
 
+RULES = Rules(masks=True)
+
 
 @pytest.fixture
 def faults():
@@ -21,7 +23,7 @@ def faults():
 def change_coco(write_coco):
     """Changes the content of a good COCO file by a function, or its bytes; returns the file."""
 
-    def change(function, rules=Rules(masks=True), raw=False, **fields):
+    def change(function, rules=RULES, raw=False, **fields):
         file, folder, content = write_coco()
         changed = function(file.read_bytes() if raw else content)
         file.write_bytes(changed if raw else json.dumps(content).encode())

@@ -232,9 +232,7 @@ def test_what_coco_itself_has_is_no_error(write_coco, faults):
     content['annotations'][6] |= dict(
         iscrowd=1, segmentation=dict(size=[40, 60], counts=compressed['counts'].decode())
     )
-    content['annotations'][7] |= dict(
-        iscrowd=1, segmentation=dict(size=[40, 60], counts=[0, 2400])
-    )
+    content['annotations'][7] |= dict(iscrowd=1, segmentation=dict(size=[40, 60], counts=[0, 2400]))
     content['annotations'] += [
         dict(content['annotations'][0], id=100 + i, bbox=[1, 1, 9, 9]) for i in range(2000)
     ]

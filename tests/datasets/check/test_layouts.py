@@ -36,7 +36,7 @@ def save(array, kind=None):
         (save(np.zeros((9, 9), np.uint8)), 'another size'),
         (save(np.full((24, 32), 3, np.uint8)), 'beyond the 3 classes'),
         (save(np.full((24, 32), 999, np.uint16)), 'beyond the 3 classes'),
-        (save(np.full((24, 32), 2**31 - 1, np.int32)), 'beyond the 3 classes'),
+        (save(np.full((24, 32), 2**31 - 1, np.int32), 'TIFF'), 'beyond the 3 classes'),
         (save(np.full((24, 32), 255, np.uint8)), 'every pixel is ignored'),
     ],
 )

@@ -61,7 +61,7 @@ BROKEN = {
     'pipe': (lambda path: replace(path, os.mkfifo), '(no regular file)'),
     'link': (lambda path: replace(path, lambda p: p.symlink_to('nowhere')), 'link to nothing'),
     'loop': (lambda path: replace(path, lambda p: p.symlink_to(p)), 'link to nothing'),
-    'device': (lambda path: replace(path, lambda p: p.symlink_to('/dev/zero')), 'missing picture'),
+    'device': (lambda path: replace(path, lambda p: p.symlink_to('/dev/zero')), 'no regular file'),
     'smaller': (lambda path: Image.new('RGB', (30, 20)).save(path), 'smaller than width'),
     'turned': (turn(6), 'EXIF turns'),
 }
@@ -195,6 +195,4 @@ def test_pictures_that_are_in_both_sets(sets, val, found):
     train = {'1': sets / 'a/1.jpg', '2': sets / 'a/2.jpg', '3': sets / 'missing.jpg'}
     check_overlap(train, {'x': sets / val}, report)
     assert len(report.findings) == bool(found)
-    assert all(
-        finding.level == 'warning' and found in finding.fault for finding in report.findings
-    )
+    assert all(finding.level == 'warning' and found in finding.fault for finding in report.findings)
