@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import track
 
 from .check import PICTURES, count_labels, open_picture, oriented_size
+from .check.annotations import ids_of
+from .check.coco import pictures_of
 from .classes import shorten
 from .subsets import _read, _write
 
@@ -40,8 +42,8 @@ class Boxes:
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """Width and height of each picture that has them."""
-        images = self.content['images']
-        return [(one['width'], one['height']) for one in images if one.get('width')]
+        _, sizes = pictures_of(self.content)
+        return [(round(width), round(height)) for width, height in sizes.values()]
 
     @property
     def has_masks(self) -> bool:
@@ -51,7 +53,7 @@ class Boxes:
     def count(self) -> Counter[str]:
         """Return how many boxes each class has."""
         names = {one['id']: one['name'] for one in self.content['categories']}
-        ids = Counter(one.get('category_id') for one in self.content['annotations'])
+        ids = Counter(ids_of([one.get('category_id') for one in self.content['annotations']]))
         return Counter({name: ids[number] for number, name in names.items()})
 
     def __len__(self) -> int:
@@ -335,6 +337,10 @@ def _read_voc(path: Path, size: tuple[int, int], names: list[str]) -> Any:
 
 def _read_coco(part: _Part) -> Boxes:
     content = _read(part.annotations)
+    for table in ('images', 'annotations'):
+        records = content[table]
+        if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
+            raise ValueError(f'{part.annotations}: its {table} are no list of objects, as in COCO')
     categories = content.get('categories')
     if (
         not isinstance(categories, list)

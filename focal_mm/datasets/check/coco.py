@@ -245,7 +245,10 @@ def find_faults(
         faults += found
     crowds, found = _check_crowds(annotations)
     faults += found
-    wanted = known if rules.classes is None else np.isin(np.array(category, object), rules.classes)
+    chosen = None if rules.classes is None else set(rules.classes)
+    wanted = np.array(
+        [chosen is None or (isinstance(one, str) and one in chosen) for one in category], bool
+    )
     ignored = np.array([bool(one.get('ignore')) for one in annotations], bool)
     usable = boxes.usable & areas & known & wanted & ~crowds & ~ignored & (picture >= 0)
     if crowds.all():
@@ -267,7 +270,7 @@ def find_faults(
     if resizing is not None and rules.role == 'train':
         faults += _check_resized(boxes, sizes, resizing)
     if rules.role == 'train':
-        faults += _check_examples(rules, names, category, usable)
+        faults += _check_examples(rules, categories, category, usable)
     return _tidy(content, faults)
 
 
@@ -359,14 +362,17 @@ def _check_crowds(annotations: Sequence[dict]) -> tuple[np.ndarray, list[Fault]]
 
 
 def _check_examples(
-    rules: Rules, names: dict[Any, Any], category: Sequence[Any], usable: np.ndarray
+    rules: Rules, categories: Sequence[dict], category: Sequence[Any], usable: np.ndarray
 ) -> Iterator[Fault]:
     count = Counter(category[row] for row in where(usable) if isinstance(category[row], str))
-    listed = [name for name in names.values() if isinstance(name, str)]
-    wanted = listed if rules.classes is None else [n for n in rules.classes if n in set(listed)]
-    lacking = [name for name in dict.fromkeys(wanted) if not count[name]]
-    if lacking and count:
-        rows = [listed.index(name) for name in lacking]
+    rows = [
+        row
+        for row, name in enumerate(column(categories, 'name'))
+        if isinstance(name, str)
+        and not count[name]
+        and (rules.classes is None or name in rules.classes)
+    ]
+    if rows and count:
         yield Fault('warning', 'class without examples', 'categories', np.array(rows))
 
 

@@ -298,12 +298,8 @@ def _check_roles(
     same = {one.file for one, _ in held_out if hasattr(one, 'file')} & files
     for file in sorted(same):
         report.warning(file, 'file that training and validation both read')
-    pictures = [
-        {name: path for _, checked in side for name, path in checked.pictures.items()}
-        for side in (train, held_out)
-    ]
     if not same:
-        check_overlap(pictures[0], pictures[1], report, thorough)
+        check_overlap(_pictures_of(train), _pictures_of(held_out), report, thorough)
     classes = [checked.classes for _, checked in train if checked.classes]
     for source, checked in held_out:
         if classes and checked.classes and checked.classes != classes[0]:
@@ -321,6 +317,15 @@ def _check_roles(
         _check_evaluator(cfg, role, roles.get(role, []), report)
 
 
+def _pictures_of(sets: list[tuple[Source, Checked]]) -> dict[str, Path]:
+    """Return the pictures of several sets by name, or by path where a name is taken."""
+    found: dict[str, Path] = {}
+    for _, checked in sets:
+        for name, path in checked.pictures.items():
+            found[name if found.get(name, path) == path else str(path)] = path
+    return found
+
+
 def _padded(one: list[str], other: list[str]) -> list[tuple[str, str]]:
     length = max(len(one), len(other))
     return list(zip(*(part + ['nothing'] * (length - len(part)) for part in (one, other))))
@@ -332,10 +337,10 @@ def _check_evaluator(
     files = {os.path.realpath(one.file) for one, _ in checked if isinstance(one, CocoFile)}
     for node in dicts(cfg.get(f'{role}_evaluator')):
         file = node.get('ann_file')
-        if files and isinstance(file, str) and Path(file).is_file():
-            if os.path.realpath(file) not in files:
-                text = f'{role}_evaluator reads it, and {role}_dataloader another file'
-                report.warning(file, text)
+        there = files and isinstance(file, str) and Path(file).is_file()
+        if there and os.path.realpath(file) not in files:
+            text = f'{role}_evaluator reads it, and {role}_dataloader another file'
+            report.warning(file, text)
 
 
 def _write_copies(done: dict[Source, tuple[Report, Checked]], out: Path, report: Report) -> None:

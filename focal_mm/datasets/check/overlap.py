@@ -53,6 +53,9 @@ def check_overlap(
         elif path in copies:
             text = 'picture of training of which a copy is in validation'
             report.warning('train and val', text, f'{name} ({copies[path].name})')
+        elif path.name in names:
+            text = 'picture of the name of another one in training'
+            report.add('note', 'train and val', text, [name])
 
 
 def _mark(path: Path) -> tuple[int, bytes]:

@@ -238,6 +238,9 @@ def check_pictures(
     Returns:
         dict[str, str]: For each picture that training cannot use, the reason.
     """
+    if pictures and not folder.is_dir() and not any(map(bytes_of, list(pictures.values())[:9])):
+        report.error(folder, 'no such folder, where the pictures should be')
+        return dict.fromkeys(pictures, 'missing picture')
     names = list(pictures)
     there: list[str] = []
     unusable: dict[str, str] = {}

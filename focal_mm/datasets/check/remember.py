@@ -33,7 +33,7 @@ def remember(file: Path, rules: str, examine: Callable[[], dict[str, Any]]) -> d
     entry = cache_dir() / 'checks' / f'{key}.json'
     with suppress(OSError, ValueError):
         found = json.loads(entry.read_bytes())
-        if isinstance(found, dict):
+        if isinstance(found, dict) and 'findings' in found:
             return found
     console = Console(stderr=True)
     size = file.stat().st_size >> 20

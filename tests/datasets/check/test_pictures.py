@@ -183,7 +183,7 @@ def sets(tmp_path):
 @pytest.mark.parametrize(
     'val, found',
     [
-        ('b/1.jpg', None),  # of the same name and length
+        ('b/1.jpg', 'of the name of another'),
         ('b/2.jpg', 'of which a copy'),
         ('b/9.jpg', 'of which a copy'),
         ('b/../a/1.jpg', 'that is also in validation'),
