@@ -303,7 +303,7 @@ def _fault_of_keypoints(points: Any, annotation: dict, length: int, size: np.nda
         return 'keypoint of another visibility than 0, 1 or 2'
     count = annotation.get('num_keypoints')
     labelled = table[:, 2] > 0
-    if count is not None and count != labelled.sum():
+    if count is not None and count != int(labelled.sum()):
         return MISCOUNTED
     x, y = table[labelled, :2].T
     if ((x < -1) | (y < -1) | (x > size[0] + 1) | (y > size[1] + 1)).any():

@@ -102,7 +102,7 @@ def _compare(polygons: list[tuple[int, list]], sizes: np.ndarray) -> Iterator[tu
         areas = np.abs(np.add.reduceat(x * y[following] - y * x[following], starts)) / 2
     side = np.nan_to_num(sizes[owners].max(1), nan=1e5)
     reach = np.maximum.reduceat(np.abs(points).max(1), starts)
-    far = set(owners[reach > (_FAR + 1) * side].tolist())
+    far = set(owners[reach / (_FAR + 1) > side].tolist())
     drawn = set(owners[areas > 0].tolist())
     for row, _ in polygons:
         if row in far:
