@@ -377,10 +377,10 @@ def _check_examples(
 
 
 def _check_resized(boxes: Boxes, sizes: np.ndarray, resizing: Resizing) -> Iterator[Fault]:
-    scale = resizing.largest(sizes)
-    if scale is None:
-        return
-    with np.errstate(invalid='ignore'):
+    with np.errstate(all='ignore'):  # sizes beyond reason
+        scale = resizing.largest(sizes)
+        if scale is None:
+            return
         small = boxes.usable & (boxes.values[:, 2:] * scale < 1).any(1)
     if small.any():
         yield Fault(
