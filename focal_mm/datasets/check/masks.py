@@ -119,6 +119,8 @@ def _fault_of_runs(mask: dict, size: np.ndarray) -> str:
         return OTHER_SIZE
     if (np.isfinite(size).all() and own != size[::-1].tolist()) or min(own) < 1:
         return OTHER_SIZE
+    if max(own) >= 2**31:
+        return OTHER_SIZE
     if isinstance(counts, list) and not (
         all(type(run) is int and run >= 0 for run in counts) and sum(counts) == own[0] * own[1]
     ):

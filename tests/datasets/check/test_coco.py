@@ -109,6 +109,14 @@ RECORDS = {
         'error',
         'mask of another size',
     ),
+    'mask_huge': (
+        lambda c: (
+            image(width=None)(c),
+            one(segmentation=dict(size=[HUGE, 9], counts='P'))(c),
+        ),
+        'error',
+        'mask of another size',
+    ),
     'runs_short': (one(segmentation=dict(size=[40, 60], counts=[5])), 'error', RUNS),
     'runs_negative': (one(segmentation=dict(size=[40, 60], counts=[-5, 2405])), 'error', RUNS),
     'runs_garbage': (one(segmentation=dict(size=[40, 60], counts='!é!')), 'error', RUNS),
