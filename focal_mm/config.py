@@ -140,7 +140,8 @@ def library(cfg: Config) -> str | None:
 def datasets_of(loader: ConfigDict | None) -> Iterator[ConfigDict]:
     """Yield the datasets that a data loader reads, without the datasets that only wrap others."""
     for node in dicts(loader):
-        if 'pipeline' in node and 'dataset' not in node and 'datasets' not in node:
+        keys = node.keys()
+        if keys & {'pipeline', 'ann_file', 'data_prefix'} and not keys & {'dataset', 'datasets'}:
             yield node
 
 

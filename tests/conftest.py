@@ -107,7 +107,7 @@ def write_coco(tmp_path):
             name = f'{split} set/{i % 2}/фото {i}.jpg'
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            noise = np.random.default_rng(i + len(split)).integers(0, 255, (40, 60, 3), np.uint8)
+            noise = np.random.default_rng([i, len(split)]).integers(0, 255, (40, 60, 3), np.uint8)
             Image.fromarray(noise).save(path)
             content['images'].append(dict(id=i, file_name=name, width=60, height=40))
             content['annotations'].append(

@@ -22,6 +22,7 @@ from torch.distributed import init_process_group
 from ..config import change_paths, datasets_of, dicts, move_data_root, type_name
 from ..datasets import command_for, from_scratch, require_classes, use_mini, use_part
 from ..transplant import use_backbone
+from .data_check import require_sound_data
 
 # Arguments of mmengine's OptimWrapper; those of mixed precision are not among them.
 _FP32_KEYS = (
@@ -257,8 +258,11 @@ def run(cfg: Config, task: str) -> None:
         task (str): ``'train'`` or ``'test'``.
 
     Raises:
+        ValueError: If the data has errors, unless ``check_data`` of the config is False.
         SystemExit: After a signal and once all is saved, with 128 plus the number of the signal.
     """
+    if task == 'train' and cfg.get('check_data', True):
+        require_sound_data(cfg)
     status = 0
     try:
         getattr(build_runner(cfg), task)()

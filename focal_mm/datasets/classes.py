@@ -133,7 +133,8 @@ def read_categories(path: Path) -> list[dict]:
             while found is None and length < size:
                 length = 16 * length or 1 << 16
                 part = text[match.end() : match.end() + length].decode(errors='ignore')
-                with suppress(ValueError):  # the list goes on after this part
+                # The list goes on after this part, or is none.
+                with suppress(ValueError, RecursionError):
                     found, _ = json.JSONDecoder().raw_decode(part)
     if not isinstance(found, list) or not all(
         isinstance(one, dict) and 'id' in one and isinstance(one.get('name'), str) for one in found

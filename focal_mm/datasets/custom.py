@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from .check import PICTURES, count_labels, oriented_size
+from .check import PICTURES, count_labels, open_picture, oriented_size
+from .check.annotations import ids_of
+from .check.coco import pictures_of
 from .classes import shorten
 from .subsets import _read, _write
 
@@ -41,8 +42,8 @@ class Boxes:
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """Width and height of each picture that has them."""
-        images = self.content['images']
-        return [(one['width'], one['height']) for one in images if one.get('width')]
+        _, sizes = pictures_of(self.content)
+        return [(round(width), round(height)) for width, height in sizes.values()]
 
     @property
     def has_masks(self) -> bool:
@@ -52,7 +53,7 @@ class Boxes:
     def count(self) -> Counter[str]:
         """Return how many boxes each class has."""
         names = {one['id']: one['name'] for one in self.content['categories']}
-        ids = Counter(one.get('category_id') for one in self.content['annotations'])
+        ids = Counter(ids_of([one.get('category_id') for one in self.content['annotations']]))
         return Counter({name: ids[number] for number, name in names.items()})
 
     def __len__(self) -> int:
@@ -336,6 +337,10 @@ def _read_voc(path: Path, size: tuple[int, int], names: list[str]) -> Any:
 
 def _read_coco(part: _Part) -> Boxes:
     content = _read(part.annotations)
+    for table in ('images', 'annotations'):
+        records = content[table]
+        if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
+            raise ValueError(f'{part.annotations}: its {table} are no list of objects, as in COCO')
     categories = content.get('categories')
     if (
         not isinstance(categories, list)
@@ -452,10 +457,10 @@ def picture_size(path: Path) -> tuple[int, int]:
         ValueError: If it cannot be opened.
     """
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return oriented_size(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{path}: picture that cannot be opened') from error
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
 
 
 def read_label_maps(split: str, paths: list[Path]) -> LabelMaps:
@@ -512,7 +517,7 @@ def _looks_like_labels(folder: Path) -> bool:
     )
     if first is None:
         raise FileNotFoundError(f'{folder} has no pictures')
-    with Image.open(first) as image:
+    with open_picture(first) as image:
         return image.mode in ('1', 'L', 'P', 'I', 'I;16') and first.suffix.lower() not in (
             '.jpg',
             '.jpeg',

@@ -115,9 +115,9 @@ def run(args: Namespace) -> None:
     new.print_summary(console, sets, classes, zero_is_ignored)
     report = check.check_config(cfg)
     for finding in report.findings:
-        console.print(
-            str(finding), style='red' if finding.level == 'error' else 'yellow', markup=False
-        )
+        if finding.level != 'note':
+            style = 'red' if finding.level == 'error' else 'yellow'
+            console.print(str(finding), style=style, markup=False)
     if library(base) == 'mmseg' and names is None:
         print(
             'label 0 is a class; if it means not labelled, give --classes with names from label 1'

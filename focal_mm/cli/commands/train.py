@@ -53,6 +53,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         help='give each process a part of the weights, gradients and averages (docs/cluster.md)',
     )
     parser.add_argument(
+        '--skip-data-check',
+        action='store_true',
+        help='train also on data in which focal-mm doctor --data finds errors',
+    )
+    parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
         help='scale the learning rate with the total batch size',
@@ -83,6 +88,8 @@ def run(args: Namespace) -> None:
         training.skip_corrupt(cfg, args.skip_corrupt)
     if args.sharded:
         training.shard(cfg, args.sharded)
+    if args.skip_data_check:
+        cfg.check_data = False
     if args.auto_scale_lr:
         training.scale_lr(cfg)
     runner.require_files(cfg, 'train_dataloader', 'val_dataloader')
