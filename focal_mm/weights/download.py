@@ -113,7 +113,7 @@ def _write(response: HTTPResponse | Any, path: Path, largest: int) -> str:
     """Write an answer to a file, and return its sha256."""
     total = response.length  # None: the server does not say, or not in numbers
     free = shutil.disk_usage(path.parent).free
-    for limit, reason in ((largest, 'no such file is'), (free, 'the disk has space for')):
+    for limit, reason in ((largest, 'any such file has'), (free, 'the disk has space for')):
         if total is not None and total > limit:
             raise OSError(f'it has {total:,} bytes, more than {reason} ({limit:,})')
     sha256, size = hashlib.sha256(), 0
