@@ -168,7 +168,7 @@ def _settings(tree: ast.Module) -> Iterator[tuple[str, Any]]:
 
 
 class _Calls(ast.NodeTransformer):
-    """Replaces ``dict(a=1)`` and ``float('inf')``, as configs are printed, by literals."""
+    """Replaces ``dict(a=1)`` and ``dict({1: 2})``, as configs are printed, by literals."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         name = node.func.id if isinstance(node.func, ast.Name) else ''
@@ -176,8 +176,8 @@ class _Calls(ast.NodeTransformer):
             keys: list[ast.expr | None] = [ast.Constant(word.arg) for word in node.keywords]
             values = [self.visit(word.value) for word in node.keywords]
             return ast.copy_location(ast.Dict(keys, values), node)
-        if name == 'float' and not node.keywords:
-            return ast.copy_location(ast.Constant(0.0), node)
+        if name == 'dict' and len(node.args) == 1 and not node.keywords:
+            return self.visit(node.args[0])
         return node
 
 

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..messages import printable
 from . import unpickling
 from .loading import CheckpointError
 from .unpickling import RefusedError
@@ -114,9 +115,9 @@ def read_file(path: str | Path, map_location: Any = 'cpu', omit: bool = False) -
         path = url2pathname(urlparse(str(path)).path)
     path = Path(path).expanduser()
     if path.is_dir():
-        raise FileNotFoundError(f'{path} is a folder; give the checkpoint file')
+        raise FileNotFoundError(f'{printable(str(path))} is a folder; give the checkpoint file')
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such checkpoint file')
+        raise FileNotFoundError(f'{printable(str(path))}: no such checkpoint file')
     with path.open('rb') as file:
         head = file.read(512)
     if foreign := _foreign_kind(path, head):

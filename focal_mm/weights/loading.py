@@ -22,6 +22,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..messages import printable
 from .resize import fit_kernel
 
 _WRAPPERS = re.compile(r'^((module|_orig_mod)\.)+')
@@ -39,7 +40,7 @@ class CheckpointError(RuntimeError):
     """
 
     def __init__(self, message: str) -> None:
-        text = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        text = printable(message)
         super().__init__(text if len(text) < 4000 else f'{text[:2000]} ... {text[-1000:]}')
 
 

@@ -24,6 +24,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from rich.console import Console
 
 from ..cache import cache_dir
+from ..messages import printable
 from ..registry import MODELS
 from .content import secure
 from .download import LARGEST, download, file_name, shows_progress
@@ -54,7 +55,9 @@ def find(name: str) -> tuple[Path, bool]:
     """
     if name not in ZOO:
         near = get_close_matches(name, ZOO, n=3) or list(ZOO)
-        raise ValueError(f'focal://{name}: no such weights; did you mean {", ".join(near)}?')
+        raise ValueError(
+            f'focal://{printable(name)}: no such weights; did you mean {", ".join(near)}?'
+        )
     path = _folder() / ZOO[name].file
     for suffix in (path.suffix, '.pth', '.safetensors', '.bin', '.pdparams'):
         if path.with_suffix(suffix).is_file():

@@ -169,7 +169,8 @@ def test_good_answer_is_kept_whatever_the_server_leaves_out(server, hub):
 
 
 @pytest.mark.parametrize(
-    'path', ['', '/', '/..', '/.', '/%2e%2e', '/a%00.pth', '/a%2f..%2fb', '/..%5cb', '/C:b', '/a%0a']
+    'path',
+    ['', '/', '/..', '/.', '/%2e%2e', '/a%00.pth', '/a%2f..%2fb', '/..%5cb', '/C:b', '/a%0a'],
 )
 def test_address_without_a_name_of_a_file_is_never_asked(path):
     with pytest.raises(CheckpointError, match='does not end in the name'):
@@ -190,9 +191,7 @@ def test_names_keep_their_case_and_what_is_escaped():
 def test_redirect_never_leaves_https():
     for target in ('http://b/c', 'ftp://b/c'):
         with pytest.raises(OSError, match=f'redirects to {target}, which is not followed'):
-            _Redirects().redirect_request(
-                Request('https://a/b'), io.BytesIO(), 302, '', {}, target
-            )
+            _Redirects().redirect_request(Request('https://a/b'), io.BytesIO(), 302, '', {}, target)
     followed = _Redirects().redirect_request(
         Request('http://a/b'), io.BytesIO(), 302, '', {}, 'https://b/c'
     )
