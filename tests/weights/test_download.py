@@ -1,5 +1,6 @@
 """Downloads from servers that mean harm, or are broken."""
 
+import contextlib
 import io
 import threading
 import time
@@ -112,10 +113,8 @@ BAD = {
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        try:
+        with contextlib.suppress(ConnectionError):
             self.server.answer(self)
-        except ConnectionError:
-            pass
 
     def log_message(self, *_):
         pass
