@@ -1,12 +1,14 @@
 # From a bare machine to a trained detector (make demo) and to all tests (make test).
 PYTHON ?= python3
 JOBS ?= 2
+MINUTES ?= 60
 
 help:
 	@echo 'make demo        train, evaluate and draw FocalNet-T Mask R-CNN on the mini dataset'
 	@echo 'make test        all tests, in .venv with the OneDL stack'
 	@echo 'make test-stock  the tests marked stock, in .venv-stock with the stock OpenMMLab stack'
 	@echo 'make test-newest the core tests, in .venv-newest with the newest torch'
+	@echo 'make fuzz        random files for every reader, for MINUTES=60'
 	@echo 'make lint        ruff and mypy; make format lets ruff rewrite the files'
 	@echo 'make clean       delete the environments and what builds left'
 	@echo 'PYTHON=python3.11 chooses the Python of a new environment, ARGS="-k ops" goes to pytest,'
@@ -28,6 +30,11 @@ test-newest: .venv-newest/installed
 	@echo 'make: the core tests on the OneDL stack with the newest torch'
 	@.venv-newest/bin/python -m pytest -n $(JOBS) --dist worksteal \
 	    tests/backbones tests/kernels tests/weights tests/compat $(ARGS)
+
+fuzz: .venv/installed
+	@echo 'make: random files for every reader, $(MINUTES) minutes'
+	@FOCAL_MM_FUZZ_MINUTES=$(MINUTES) .venv/bin/python -m pytest -n $(JOBS) --dist load \
+	    tests/fuzz $(ARGS)
 
 lint: .venv/installed
 	@echo 'make: ruff check, ruff format --check, mypy'
@@ -84,4 +91,4 @@ clean:
 	@rm -f $(@D)/unfinished
 	@touch $@
 
-.PHONY: help demo test test-stock test-newest lint format clean
+.PHONY: help demo test test-stock test-newest fuzz lint format clean

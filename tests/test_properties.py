@@ -30,7 +30,7 @@ from focal_mm.kernels import dispatch
 
 pytestmark = pytest.mark.stock
 
-EXAMPLES = int(os.environ.get('FOCAL_MM_EXAMPLES', '3'))
+EXAMPLES = int(os.environ.get('FOCAL_MM_EXAMPLES', '2'))
 PIXELS = 12_000  # of a batch, so that an example takes milliseconds
 MIXING = dict(mixing_dims=16, num_blocks=1, num_heads=2)
 # Every arch with one block a stage and few channels, but its own levels, windows and options.
@@ -151,10 +151,10 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-@pytest.mark.parametrize('name', ['FocalNet tiny_lrf', 'FocalTransformer tiny', 'MixFormer b1'])
-def test_memory_is_bounded_after_500_sizes(name):
-    cls, arguments = NETS[name]
-    net = cls(**arguments, out_indices=(0, 1)).eval()
+def test_memory_is_bounded_after_500_sizes():
+    """Focal Transformer caches plans of windows by the size of the map."""
+    cls, arguments = NETS['FocalTransformer tiny']
+    net = cls(**arguments, out_indices=0).eval()
     sizes = random.Random(0).sample([(h, w) for h in range(1, 97) for w in range(1, 97)], 500)
     used = []
     for number, size in enumerate(sizes):
