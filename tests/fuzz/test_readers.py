@@ -379,7 +379,8 @@ model = dict(
     neck=dict(type='FPN', in_channels=[96, 192, 384, 768], out_channels=256, num_outs=5),
     test_cfg=dict(rpn=dict(nms_pre=1000), rcnn=dict(score_thr=0.05)))
 data = dict(samples_per_gpu=2, train=dict(type='CocoDataset', pipeline=[
-    dict(type='LoadImageFromFile'), dict(type='Resize', img_scale=(1333, 800))]))
+    dict(type='LoadImageFromFile'), dict(type='Resize', img_scale=(1333, 800))]),
+    val=dict(type='CocoDataset', pipeline=[dict(type='LoadImageFromFile')]))
 optimizer = dict(type='AdamW', lr=0.0001)
 lr_config = dict(policy='step', step=[8, 11])
 runner = dict(type='EpochBasedRunner', max_epochs=12)
