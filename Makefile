@@ -1,6 +1,7 @@
 # From a bare machine to a trained detector (make demo) and to all tests (make test).
 PYTHON ?= python3
 JOBS ?= 2
+MINUTES ?= 60
 
 help:
 	@echo 'make demo        train, evaluate and draw FocalNet-T Mask R-CNN on the mini dataset'
@@ -10,6 +11,7 @@ help:
 	@echo 'make test-newest the core tests, in .venv-newest with the newest torch'
 	@echo 'make gpu         everything that a first hour on a GPU shows, on one page'
 	@echo 'make faults      kill runs, fill disks, break files; write docs/faults.md (ARGS="The disk": some)'
+	@echo 'make fuzz        random files for every reader, for MINUTES=60'
 	@echo 'make lint        ruff and mypy; make format lets ruff rewrite the files'
 	@echo 'make clean       delete the environments and what builds left'
 	@echo 'PYTHON=python3.11 chooses the Python of a new environment, ARGS="-k ops" goes to pytest,'
@@ -43,6 +45,11 @@ gpu: .venv/installed
 faults: .venv/installed
 	@echo 'make: injecting the faults of docs/faults.md, and writing what came of them'
 	@OMP_NUM_THREADS=1 .venv/bin/python -W ignore tests/faults/table.py $(ARGS)
+
+fuzz: .venv/installed
+	@echo 'make: random files for every reader, $(MINUTES) minutes'
+	@FOCAL_MM_FUZZ_MINUTES=$(MINUTES) .venv/bin/python -m pytest -n $(JOBS) --dist load \
+	    tests/fuzz $(ARGS)
 
 lint: .venv/installed
 	@echo 'make: ruff check, ruff format --check, mypy'
@@ -99,4 +106,4 @@ clean:
 	@rm -f $(@D)/unfinished
 	@touch $@
 
-.PHONY: help demo study gpu test test-stock test-newest faults lint format clean
+.PHONY: help demo study gpu test test-stock test-newest faults fuzz lint format clean

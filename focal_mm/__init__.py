@@ -26,9 +26,11 @@ Missing packages
     Modules that were imported before, and went on without one of these, import it again.
 
 Checkpoints
-    mmengine's ``CheckpointLoader`` takes ``focal://`` names, and reads files and addresses
-    (``http://``, ``https://``) without running code that they contain: a file that names anything
-    but plain data is refused, unless ``FOCAL_MM_TRUST`` names it (:func:`focal_mm.weights.trust`).
+    mmengine's ``CheckpointLoader`` takes ``focal://`` names, and reads files, addresses
+    (``http://``, ``https://``, ``s3://``) and what ``openmmlab://`` names stand for without running
+    code that they contain: a file that names anything but plain data is refused, unless
+    ``FOCAL_MM_TRUST`` names it (:func:`focal_mm.weights.trust`). Weights that are NaN are refused,
+    too. In mmengine's module, ``load_from_http`` and ``_safe_torch_load`` are replaced.
 
 Files
     mmengine's file backend ``fsspec`` is :class:`focal_mm.storage.FsspecBackend`, which reads

@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ..kernels.narrow import NarrowConv2d
 from ..registry import MODELS
 from ..weights.loading import FittedBackbone
 from .arguments import drop_path_rates, stage_indices
@@ -145,6 +146,8 @@ class MixingResNet(MixingConvNet):
         init_cfg: dict | list | None = None,
         **kwargs: Any,
     ) -> None:
+        if 'dcn' not in kwargs:  # beside which mmdet takes no other convolution
+            kwargs.setdefault('conv_cfg', dict(type=NarrowConv2d))
         convnet = MODELS.build(
             dict(
                 dict(
@@ -215,6 +218,7 @@ class MixingMobileNetV2(MixingConvNet):
             dict(
                 dict(
                     type='mmdet.MobileNetV2',
+                    conv_cfg=dict(type=NarrowConv2d),
                     out_indices=(1, 2, 4),
                     norm_eval=norm_eval,
                     with_cp=with_cp,

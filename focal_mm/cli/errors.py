@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..messages import printable
+
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -28,7 +30,7 @@ def one_line_errors(command: str) -> Iterator[None]:
         message = next(filter(None, messages), None)
         if message is None or isinstance(error, BrokenPipeError):
             raise
-        print(f'{command}: error: {message}', file=sys.stderr)
+        print(f'{command}: error: {printable(message)}', file=sys.stderr)
         sys.exit(2)
 
 

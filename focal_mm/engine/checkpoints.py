@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
-import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.runner import CheckpointLoader
 
@@ -125,13 +124,7 @@ def peek(path: str | Path) -> Any:
     """
     if Path(path).is_file() and is_zipfile(path):
         try:
-            return torch.load(
-                str(path),
-                map_location='cpu',
-                mmap=True,
-                weights_only=False,
-                pickle_module=unpickling._Pickle(unpickling._Unpickler),
-            )
+            return unpickling.load(Path(path), 'cpu', mmap=True)
         except Exception:  # damaged, trusted or refused: the reader below says which
             pass
     return CheckpointLoader.load_checkpoint(str(path), 'cpu')

@@ -6,6 +6,7 @@ The first bytes of a file tell its kind, and its name does not, except for kinds
 import os
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
@@ -18,12 +19,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..messages import printable
 from . import unpickling
 from .loading import CheckpointError
 from .unpickling import RefusedError
 
 # Paddle stores bfloat16 as uint16, which can't be told from integers.
 _NUMBERS = 'fibc'
+# Bytes in memory that a file may have for each of its own, beside 64 MB. Weights hardly compress.
+_RATIO, _FREE = 32, 64_000_000
 
 
 class _Kind(NamedTuple):
@@ -111,9 +115,9 @@ def read_file(path: str | Path, map_location: Any = 'cpu', omit: bool = False) -
         path = url2pathname(urlparse(str(path)).path)
     path = Path(path).expanduser()
     if path.is_dir():
-        raise FileNotFoundError(f'{path} is a folder; give the checkpoint file')
+        raise FileNotFoundError(f'{printable(str(path))} is a folder; give the checkpoint file')
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such checkpoint file')
+        raise FileNotFoundError(f'{printable(str(path))}: no such checkpoint file')
     with path.open('rb') as file:
         head = file.read(512)
     if foreign := _foreign_kind(path, head):
@@ -165,25 +169,26 @@ def _read(path: Path, head: bytes, map_location: Any, omit: bool) -> Any:
     if _is_safetensors(head):
         return load_file(path, device=str(map_location or 'cpu'))
     trusted = _is_trusted(path) and unpickling.FORCE not in os.environ
-    members = ZipFile(path).namelist() if is_zipfile(path) else []
+    members = _list_archive(path)
+    if members and all(name.endswith('.npy') for name in members):
+        return _read_arrays(path, trusted, omit)
+    if members and not any(name.endswith('.pkl') for name in members):
+        raise CheckpointError(f'{path}: this is a zip archive with {members[0]}; {_UNPACK}')
+    if head.startswith(b'PK') or _is_torch(head):
+        if trusted:
+            return torch.load(path, map_location=map_location, weights_only=False)
+        content = unpickling.load(path, map_location, omit)
+        if str(map_location) != 'meta':
+            _require_stored(path, content)
+        return content
+    if not head:
+        raise CheckpointError(f'{path}: empty; get the file again')
+    if not _is_pickle(head):
+        raise CheckpointError(
+            f'{path}: no kind of file that is read here: PyTorch, safetensors, NumPy (.npz) or '
+            f'a pickle, as Paddle writes; it begins with {head[:12]!r}'
+        )
     with path.open('rb') as file:
-        if members and all(name.endswith('.npy') for name in members):
-            return _read_arrays(path, trusted, omit)
-        if any(name.endswith('/constants.pkl') for name in members) and not trusted:
-            raise RefusedError('a TorchScript program')  # torch.load would run it
-        if members and not any(name.endswith('.pkl') for name in members):
-            raise CheckpointError(f'{path}: this is a zip archive with {members[0]}; {_UNPACK}')
-        if head.startswith(b'PK') or _is_torch(head):
-            if trusted:
-                return torch.load(file, map_location=map_location, weights_only=False)
-            return unpickling.load(file, map_location, omit)
-        if not head:
-            raise CheckpointError(f'{path}: empty; get the file again')
-        if not _is_pickle(head):
-            raise CheckpointError(
-                f'{path}: no kind of file that is read here: PyTorch, safetensors, NumPy (.npz) or '
-                f'a pickle, as Paddle writes; it begins with {head[:12]!r}'
-            )
         if trusted:
             content = pickle.load(file, encoding='latin1')
         else:
@@ -194,7 +199,37 @@ def _read(path: Path, head: bytes, map_location: Any, omit: bool) -> Any:
         )
     # Names that end in @@ are Paddle's own bookkeeping.
     content = {key: value for key, value in content.items() if not key.endswith('@@')}
-    return _to_tensors(content, str(path))
+    return _to_tensors(content, str(path), {})
+
+
+def _list_archive(path: Path) -> list[str]:
+    """Return the names in a zip archive; none of another file.
+
+    Raises:
+        CheckpointError: If it would become far larger in memory.
+    """
+    if not is_zipfile(path):
+        return []
+    with ZipFile(path) as archive:
+        members = archive.infolist()
+    _require_plausible(path, sum(member.file_size for member in members))
+    return [member.filename for member in members]
+
+
+def _require_stored(path: Path, content: Any) -> None:
+    """Raise a CheckpointError if tensors have no numbers, or far more than the file."""
+    tensors = [value for value in walk(content) if isinstance(value, Tensor)]
+    if any(value.is_meta for value in tensors):
+        raise CheckpointError(f'{path}: has a tensor without values; get the file again')
+    _require_plausible(path, sum(value.numel() * value.element_size() for value in tensors))
+
+
+def _require_plausible(path: Path, size: int) -> None:
+    if size > _FREE + _RATIO * path.stat().st_size:
+        raise CheckpointError(
+            f'{path}: would take {size / 1e9:,.1f} GB of memory, though the file has '
+            f'{path.stat().st_size / 1e6:,.1f} MB; get the file again, from another place'
+        )
 
 
 def _read_arrays(path: Path, trusted: bool, omit: bool) -> dict[str, Any]:
@@ -209,17 +244,38 @@ def _read_arrays(path: Path, trusted: bool, omit: bool) -> dict[str, Any]:
                     raise
                 if not omit:
                     raise RefusedError(f'{name}, an array of Python objects') from error
-    return _to_tensors(found, str(path))
+    return _to_tensors(found, str(path), {})
 
 
-def _to_tensors(value: Any, name: str) -> Any:
+def walk(value: Any) -> Iterator[Any]:
+    """Yield a value and those in its dicts, lists and tuples, each of them once."""
+    seen: set[int] = set()
+    values = [value]
+    while values:
+        value = values.pop()
+        yield value
+        if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            values += value.values() if isinstance(value, dict) else value
+
+
+def _to_tensors(value: Any, name: str, done: dict[int, dict]) -> Any:
     """Return a value with a tensor for each array of numbers in it.
+
+    Args:
+        value (Any): Its dicts are copied.
+        name (str): Where it is, for error messages.
+        done (dict): By ``id``, the copies that there are.
 
     Raises:
         CheckpointError: If an array has numbers that PyTorch does not have.
     """
     if isinstance(value, dict):
-        return {key: _to_tensors(child, f'{name}: {key}') for key, child in value.items()}
+        if id(value) not in done:
+            copy = done[id(value)] = {}
+            for key, child in value.items():
+                copy[key] = _to_tensors(child, f'{name}: {key}', done)
+        return done[id(value)]
     if isinstance(value, np.ndarray) and value.dtype.kind == 'u' and value.dtype.itemsize > 1:
         raise CheckpointError(
             f'{name} is an array of {value.dtype}, as Paddle stores bfloat16; save it as float32'

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..cache import whole_file
 from .detectors import ORIGINS, identify_detector
-from .files import read_file, to_tensor
+from .files import read_file, to_tensor, walk
 from .loading import CheckpointError, plain_name, remember
 from .paddle import is_paddle, to_torch
 
@@ -174,7 +174,7 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> Any:
     content = read_file(path, map_location)
     if not isinstance(content, dict):
         return content
-    if 'meta' not in content and not _has_arrays(content):
+    if 'meta' not in content and not any(map(_is_array, walk(content))):
         raise CheckpointError(
             f'{path}: holds no weights, only {next(iter(content), "nothing")}; get the file again'
         )
@@ -192,15 +192,12 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> Any:
     return official if weights is content else {**content, 'state_dict': official}
 
 
-def _has_arrays(content: object) -> bool:
-    """Return whether there is a tensor or an array anywhere in nested dictionaries and lists."""
-    if isinstance(content, (dict, list, tuple)):
-        return any(map(_has_arrays, content.values() if isinstance(content, dict) else content))
-    return isinstance(content, Tensor) or _is_numbers(content)
-
-
 def _is_numbers(value: object) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in 'fiub'
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, Tensor) or _is_numbers(value)
 
 
 def _is_weights(candidate: object) -> bool:
@@ -218,7 +215,7 @@ def _tensors(candidate: dict) -> dict[str, Tensor]:
     return {
         key: value if isinstance(value, Tensor) else to_tensor(value)
         for key, value in candidate.items()
-        if isinstance(key, str) and (isinstance(value, Tensor) or _is_numbers(value))
+        if isinstance(key, str) and _is_array(value)
     }
 
 
@@ -233,19 +230,24 @@ def _find_weights(content: dict) -> tuple[str | None, dict[str, Tensor]]:
         place is ``''`` if the content is the weights, and None if none were found.
     """
     places = {key: content[key] for key in ('state_dict', 'model') if _is_weights(content.get(key))}
-    level = {'': content}
+    level, seen = {'': content}, {id(content)}
     for _ in range(4):  # as deep as checkpoint.model.state_dict
         known = {place: _tensors(value) for place, value in level.items()}
         known = {place: weights for place, weights in known.items() if weights}
         places.update({place: known[place] for place in known if recognise(known[place])})
         if places:
             break
-        level = {
-            f'{place}.{key}'.lstrip('.'): value
+        inner = [
+            (f'{place}.{key}'.lstrip('.'), value)
             for place, outer in level.items()
             for key, value in outer.items()
             if isinstance(value, dict)
-        }
+        ]
+        level = {}
+        for place, value in inner:  # dicts that have one another twice over would never end
+            if id(value) not in seen:
+                seen.add(id(value))
+                level[place] = value
     if not places:
         return None, content
     place, *others = places

@@ -22,6 +22,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..messages import printable
 from .resize import fit_kernel
 
 _WRAPPERS = re.compile(r'^((module|_orig_mod)\.)+')
@@ -31,7 +32,16 @@ _PACKAGES = ('focal_mm', 'mmcv', 'mmdet', 'mmengine', 'torch')
 
 
 class CheckpointError(RuntimeError):
-    """Error: a checkpoint can't be read, or does not belong to the model it is loaded into."""
+    """Error: a checkpoint can't be read, or does not belong to the model it is loaded into.
+
+    Args:
+        message (str): One line. Names in it are those of a file that anybody may have written, so
+            control characters, with which a terminal can be led, are escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        text = printable(message)
+        super().__init__(text if len(text) < 4000 else f'{text[:2000]} ... {text[-1000:]}')
 
 
 # ---- the file that a tensor came from ----------------------------------------------------------

@@ -9,9 +9,13 @@ the settings that other trainers store, are read as plain ones.
 import copyreg
 import os
 import pickle
+import re
+import tarfile
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import IO, Any, ClassVar
 
@@ -25,20 +29,19 @@ FORCE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 # Names by module. Names of dtypes in torch and of scalar types in numpy are found as well.
 SAFE = {
     'builtins': (
-        'bool bytearray bytes complex dict float frozenset int list object range set slice str '
-        'tuple Ellipsis NotImplemented'
+        'bool bytearray bytes complex dict float frozenset int list object set str tuple '
+        'Ellipsis NotImplemented'
     ),
     'collections': 'Counter OrderedDict defaultdict deque',
     'datetime': 'date datetime time timedelta timezone',
     'decimal': 'Decimal',
-    'fractions': 'Fraction',
     'uuid': 'UUID SafeUUID',
     'argparse': 'Namespace',
     'types': 'SimpleNamespace',
     'typing': 'Any',
     'pathlib': 'Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath',
     'numpy': 'ndarray',
-    'numpy.core.multiarray': '_reconstruct scalar',
+    'numpy.core.multiarray': 'scalar',
     'numpy.core.numeric': '_frombuffer',
     'torch': 'Size Tensor device per_channel_affine per_tensor_affine',
     'torch.nn.parameter': 'Parameter',
@@ -46,9 +49,9 @@ SAFE = {
     'torch._tensor': '_rebuild_from_type_v2',
     'torch._utils': (
         '_rebuild_device_tensor_from_cpu_tensor _rebuild_device_tensor_from_numpy '
-        '_rebuild_meta_tensor_no_storage _rebuild_nested_tensor _rebuild_parameter '
-        '_rebuild_parameter_with_state _rebuild_qtensor _rebuild_sparse_tensor _rebuild_tensor '
-        '_rebuild_tensor_v2 _rebuild_tensor_v3'
+        '_rebuild_meta_tensor_no_storage _rebuild_parameter _rebuild_parameter_with_state '
+        '_rebuild_qtensor _rebuild_sparse_tensor _rebuild_tensor _rebuild_tensor_v2 '
+        '_rebuild_tensor_v3'
     ),
     'addict.addict': 'Dict',
     'mmengine.config.config': 'ConfigDict',
@@ -75,6 +78,8 @@ _SETTINGS = (
     'omegaconf.',
     'yacs.config.',
 )
+# Values that the arguments of one call may have, with those in them, each as often as it appears.
+_LIMIT = 1_000_000
 _PYTHON_2 = {'xrange': 'range', 'unicode': 'str', 'long': 'int'}
 _NUMPY_CORE = np.zeros(0).__reduce__()[0].__module__.rpartition('.')[0]
 # Functions that pickles reach through their class: statistics of a log, and the shape of a cycle.
@@ -191,8 +196,41 @@ def _reconstruct(cls: type, base: type, state: Any) -> Any:
     return value
 
 
+def _range(*bounds: int) -> range:
+    """Replace ``range``, of which ``list`` would make more numbers than there is memory for."""
+    value = range(*bounds)
+    if len(value) > _LIMIT:
+        raise RefusedError(f'builtins.range of {len(value)} numbers')
+    return value
+
+
+def _slice(*bounds: int | None) -> slice:
+    """Replace ``slice``, whose hash takes as long as that of a nested tuple."""
+    if not all(bound is None or isinstance(bound, int) for bound in bounds):
+        raise RefusedError('builtins.slice of other values than numbers')
+    return slice(*bounds)
+
+
+def _fraction(text: str) -> Fraction:
+    """Replace ``Fraction``, which computes powers of ten of any size."""
+    if not isinstance(text, str) or not re.fullmatch(r'-?\d{1,4000}(/\d{1,4000})?', text):
+        raise RefusedError('fractions.Fraction of more than two numbers')
+    return Fraction(text)
+
+
+def _empty_array(cls: type, shape: tuple[int, ...], code: Any) -> Any:
+    """Replace numpy's ``_reconstruct``, which allocates an array of any size."""
+    if cls is not np.ndarray or shape != (0,):
+        raise RefusedError(f'numpy.core.multiarray._reconstruct of the shape {shape}')
+    return np.ndarray.__new__(np.ndarray, shape, code)
+
+
 _REPLACED = {
     ('builtins', 'getattr'): _method,
+    ('builtins', 'range'): _range,
+    ('builtins', 'slice'): _slice,
+    ('fractions', 'Fraction'): _fraction,
+    ('numpy.core.multiarray', '_reconstruct'): _empty_array,
     ('numpy', 'dtype'): _dtype,
     ('_codecs', 'encode'): _encode,
     ('copyreg', '_reconstructor'): _reconstruct,
@@ -254,7 +292,48 @@ class _Unpickler(_PythonUnpickler):
         function, args = self.stack[-2:]
         if function is not _reconstruct:
             _require_safe(args)
+        _require_small(function, args)
         super().load_reduce()
+
+    def load_newobj(self) -> None:
+        """Make a value of a class."""
+        _require_small(*self.stack[-2:])
+        super().load_newobj()
+
+    def load_newobj_ex(self) -> None:
+        """Make a value of a class from arguments with names."""
+        _require_small(self.stack[-3], (self.stack[-2], self.stack[-1]))
+        super().load_newobj_ex()
+
+    def _instantiate(self, cls: Any, args: Any) -> None:
+        """Make a value of a class, as protocol 0 does."""
+        _require_small(cls, tuple(args))
+        super()._instantiate(cls, args)
+
+    def load_setitem(self) -> None:
+        """Set an item of a dict."""
+        _require_small(dict, (self.stack[-2],))
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        """Set items of a dict."""
+        _require_small(dict, tuple(self.stack[::2]))
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        """Make a dict."""
+        _require_small(dict, tuple(self.stack[::2]))
+        super().load_dict()
+
+    def load_additems(self) -> None:
+        """Add items to a set."""
+        _require_small(set, tuple(self.stack))
+        super().load_additems()
+
+    def load_frozenset(self) -> None:
+        """Make a frozenset."""
+        _require_small(frozenset, tuple(self.stack))
+        super().load_frozenset()
 
     def load_build(self) -> None:
         """Set the state of a value, unless it is a class, a function or a strange dtype."""
@@ -270,6 +349,13 @@ class _Unpickler(_PythonUnpickler):
 
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
 
 
 class _OmittingUnpickler(_Unpickler):
@@ -300,6 +386,29 @@ def _require_safe(values: tuple) -> None:
     for value in values:
         if isinstance(value, Omitted) or (isinstance(value, type) and issubclass(value, Omitted)):
             raise RefusedError(value.name)
+
+
+def _require_small(function: Any, args: Any) -> None:
+    """Raise a RefusedError if a call would take more memory or time than a checkpoint needs.
+
+    Tuples that have one another twice over have few bytes, and a hash that takes for ever.
+    """
+    name = getattr(function, '__name__', 'a call')
+    first = args[0] if isinstance(args, tuple) and args else None
+    if function in (bytes, bytearray) and isinstance(first, int):
+        raise RefusedError(f'builtins.{name} of {first} zeros')
+    if function is str and not all(isinstance(arg, (str, bytes)) for arg in args):
+        raise RefusedError('builtins.str of a value')
+    if function in (np.ndarray, torch.Tensor) and args:
+        raise RefusedError(f'{function.__module__}.{name} without values')
+    count, values = 0, [args]
+    while values:
+        value = values.pop()
+        if isinstance(value, (tuple, list, set, frozenset, dict)):
+            count += len(value)
+            if count > _LIMIT:
+                raise RefusedError(f'{name} of more than {_LIMIT:,} values')
+            values += [*value, *value.values()] if isinstance(value, dict) else value
 
 
 def _plain(value: Any, done: dict[int, Any]) -> Any:
@@ -355,25 +464,33 @@ def _unforced() -> Iterator[None]:
             os.environ[FORCE] = forced
 
 
-def load(file: IO[bytes], map_location: Any = None, omit: bool = False) -> Any:
+def load(path: Path, map_location: Any = None, omit: bool = False, mmap: bool = False) -> Any:
     """Read a file of :func:`torch.save` without running code.
 
     Args:
-        file (IO[bytes]): The file, open for reading.
+        path (Path): The file.
         map_location: As in :func:`torch.load`. Default: the devices that the tensors were on.
         omit (bool): Whether values of unsafe classes become empty :class:`Omitted`. Default:
             False, they are refused.
+        mmap (bool): Whether tensors are read from the file where they are used. Default: False.
 
     Raises:
-        RefusedError: If the file names something that is not safe.
+        RefusedError: If the file names something that is not safe, or is a program.
         pickle.UnpicklingError: If it is no such file; a damaged one can raise anything.
     """
+    with path.open('rb') as file:
+        archived = file.read(4) == b'PK\x03\x04'
+    # torch.load asks the same two, to run the first and to unpack the second.
+    if archived and 'constants.pkl' in torch._C.PyTorchFileReader(str(path)).get_all_records():
+        raise RefusedError('a TorchScript program')
+    if not archived and tarfile.is_tarfile(path):
+        raise pickle.UnpicklingError('a tar archive')
     with _unforced():
         return torch.load(
-            file,
+            str(path),
             map_location=map_location,
             weights_only=False,
-            mmap=False,
+            mmap=mmap,
             pickle_module=_Pickle(_OmittingUnpickler if omit else _Unpickler),
         )
 

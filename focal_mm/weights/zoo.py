@@ -8,24 +8,26 @@ order, in the folder ``$FOCAL_MM_WEIGHTS`` (if that is set, nothing is downloade
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlparse
-from urllib.request import Request, urlopen
 
 import rich.progress
 import torch
 from mmengine.dist import barrier, get_rank
-from mmengine.logging import print_log
+from mmengine.fileio import get_file_backend
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from rich.console import Console
 
-from ..cache import cache_dir, whole_file
+from ..cache import cache_dir
+from ..messages import printable
 from ..registry import MODELS
+from .content import secure
+from .download import LARGEST, download, file_name, shows_progress
 from .formats import read_checkpoint
 from .loading import CheckpointError
 from .published import ZOO, Weights
@@ -53,7 +55,9 @@ def find(name: str) -> tuple[Path, bool]:
     """
     if name not in ZOO:
         near = get_close_matches(name, ZOO, n=3) or list(ZOO)
-        raise ValueError(f'focal://{name}: no such weights; did you mean {", ".join(near)}?')
+        raise ValueError(
+            f'focal://{printable(name)}: no such weights; did you mean {", ".join(near)}?'
+        )
     path = _folder() / ZOO[name].file
     for suffix in (path.suffix, '.pth', '.safetensors', '.bin', '.pdparams'):
         if path.with_suffix(suffix).is_file():
@@ -90,13 +94,22 @@ def fetch(name: str) -> Path:
     for url in () if offline else weights.mirrors:
         file = path.with_suffix(Path(urlparse(url).path).suffix)
         try:
-            sha256 = _download(url, file, partial(_require, weights), weights.sha256.get(url))
+            sha256 = download(
+                url, file, partial(_require, weights), weights.sha256.get(url), _largest(weights)
+            )
         except OSError as error:
             failures.append(f'{url} ({error})')
         else:
             _record(file).write_text(f'{sha256}  {file.name}\n')
             return file
     raise CheckpointError(f'focal://{name}: {_describe_missing(weights, path, failures)}')
+
+
+def _largest(weights: Weights) -> int:
+    """Return the number of bytes that a file of weights may have: with averages and the states of
+    an optimizer, 16 a parameter, and a head for ImageNet-22K.
+    """
+    return LARGEST if weights.params is None else 500_000_000 + int(weights.params * 16e6)
 
 
 def _describe_missing(weights: Weights, path: Path, failures: list[str]) -> str:
@@ -185,10 +198,6 @@ def _record(path: Path) -> Path:
     return path.with_name(f'{path.name}.sha256')
 
 
-def _shows_progress() -> bool:
-    return get_rank() == 0 and sys.stderr.isatty()
-
-
 def _state(path: Path) -> str:
     if not _record(path).is_file():
         return 'unrecorded'
@@ -199,11 +208,12 @@ def _state(path: Path) -> str:
         description=f'checking {path.name}',
         console=Console(stderr=True),
         transient=True,
-        disable=not _shows_progress(),
+        disable=not shows_progress(),
     ) as file:
         while chunk := file.read(1 << 20):
             sha256.update(chunk)
-    recorded = _record(path).read_text().split()[:1]
+    with _record(path).open(errors='replace') as record:
+        recorded = record.read(1000).split()[:1]
     return 'good' if recorded == [sha256.hexdigest()] else 'changed'
 
 
@@ -215,70 +225,12 @@ def _check(path: Path) -> None:
         )
 
 
-def _download(
-    url: str, path: Path, read: Callable[[Path], object], expected: str | None = None
-) -> str:
-    """Download a checkpoint; ``path`` appears once it is complete and has been read.
-
-    Not by ``torch.hub``: it waits forever for a server that has stopped sending.
-
-    Args:
-        url (str): Its address. Proxies are taken from the environment, as everywhere in Python.
-        path (Path): The new file.
-        read (Callable): Reads the file, or raises a CheckpointError.
-        expected (str, optional): Its published sha256.
-
-    Returns:
-        str: Its sha256.
-
-    Raises:
-        OSError: If the download fails, or is no such checkpoint.
-    """
-    print_log(f'Downloading: "{url}" to {path}', logger='current')
-    sha256, request = hashlib.sha256(), Request(url, headers={'User-Agent': 'torch.hub'})
-    with whole_file(path) as part:
-        try:
-            with part.open('wb') as file, urlopen(request, timeout=20) as response:
-                total = int(response.headers.get('Content-Length') or 0)
-                with rich.progress.wrap_file(
-                    response,
-                    total,
-                    description=path.name,
-                    console=Console(stderr=True),
-                    disable=not _shows_progress(),
-                ) as source:
-                    while chunk := source.read(1 << 20):
-                        file.write(chunk)
-                        sha256.update(chunk)
-        except HTTPException as error:
-            raise OSError(f'{type(error).__name__}: {error}') from error
-        size = part.stat().st_size
-        if total and size != total:
-            raise OSError(f'cut off after {size} of {total} bytes')
-        if expected and sha256.hexdigest() != expected:
-            raise OSError(f'its sha256 is {sha256.hexdigest()}, not the published {expected}')
-        try:
-            read(part)
-        except CheckpointError as error:
-            reason = str(error).removeprefix(f'{part}: ').removesuffix('; get the file again')
-            raise OSError(f'{reason}{_first_line(part)}') from error
-    return sha256.hexdigest()
-
-
-def _first_line(path: Path) -> str:
-    """Return the start of a text, such as a page or an error in JSON, for an error message."""
-    with path.open('rb') as file:
-        line = file.read(60).split(b'\n')[0].strip()
-    text = line.decode('ascii', 'replace')
-    return f': {text!r}' if text.isprintable() and '\ufffd' not in text else ''
-
-
 def _fetch_url(url: str) -> Path:
     """Return the file of an address in torch's hub cache, where mmengine's own loader has it."""
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / file_name(url)
     if not path.is_file():
         try:
-            _download(url, path, read_checkpoint)
+            download(url, path, read_checkpoint)
         except OSError as error:
             raise CheckpointError(
                 f'{url}: {error}; download it elsewhere and name the local file instead'
@@ -294,7 +246,7 @@ def _load(get: Callable[[str], Path], source: str, map_location: str | torch.dev
             path = get(source)
     finally:
         barrier()
-    return read_checkpoint(path or get(source), map_location)
+    return load_from_file(path or get(source), map_location)
 
 
 def load_from_zoo(filename: str, map_location: str | torch.device | None = None) -> dict:
@@ -310,9 +262,20 @@ def load_from_url(filename: str, map_location: str | torch.device | None = None)
     return _load(_fetch_url, filename, map_location)
 
 
-def load_from_file(filename: str, map_location: str | torch.device | None = None) -> dict:
-    """Loader of local files for mmengine that runs no code; see :func:`read_checkpoint`."""
-    return read_checkpoint(filename, map_location)
+def load_from_file(filename: str | Path, map_location: str | torch.device | None = None) -> dict:
+    """Loader of local files for mmengine that runs no code; see :func:`read_checkpoint` and
+    :func:`~focal_mm.weights.content.secure`.
+    """
+    return secure(read_checkpoint(filename, map_location), filename)
+
+
+def load_from_store(filename: str, map_location: str | torch.device | None = None) -> dict:
+    """Loader of object storage for mmengine that runs no code, as :func:`load_from_file`."""
+    backend = get_file_backend(filename, backend_args=dict(backend='petrel'))
+    with TemporaryDirectory() as folder:
+        path = Path(folder, 'checkpoint')
+        path.write_bytes(backend.get(filename))
+        return load_from_file(path, map_location)
 
 
 def register() -> None:
@@ -324,3 +287,9 @@ def register() -> None:
     CheckpointLoader.register_scheme('focal://', load_from_zoo, force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_url, force=True)
     CheckpointLoader.register_scheme('', load_from_file, force=True)
+    CheckpointLoader.register_scheme(
+        (r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), load_from_store, force=True
+    )
+    # Names such as torchvision://resnet50 stay mmengine's, which loads by these two.
+    mmengine_checkpoint.load_from_http = load_from_url
+    mmengine_checkpoint._safe_torch_load = load_from_file  # OneDL's

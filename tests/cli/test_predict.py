@@ -187,6 +187,12 @@ def test_names_come_from_the_checkpoint(tiny_models, tmp_path):
 # ---- which files -------------------------------------------------------------------------------
 
 
+def test_checkpoint_that_would_run_code_is_refused(tiny_models, photos, tmp_path, command):
+    torch.save({'meta': torch.nn.Linear(1, 1), 'state_dict': {}}, tmp_path / 'x.pth')
+    status, _, err = command('predict', tiny_models / 'classifier.py', tmp_path / 'x.pth', photos)
+    assert status == 2 and 'x.pth: refused, since it stores torch.nn.modules.linear.Linear' in err
+
+
 def names(arguments, out='nowhere'):
     return [source.name for source in find_sources(list(map(str, arguments)), Path(out))]
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, load_checkpoint
-from mmengine.runner.checkpoint import load_from_http  # mmengine's own
 
 from focal_mm import backbones, weights
 from focal_mm.backbones import FocalNet, FocalTransformer
@@ -351,7 +350,7 @@ def test_address_loads_an_official_file(mirror, published):
 @pytest.mark.parametrize('first', ['ours', "mmengine's"])
 def test_address_shares_the_hub_cache_with_mmengine(mirror, hub, published, first):
     url = f'{mirror}/good/{ZOO[NAME].file}'
-    loaders = dict(ours=zoo.load_from_url, theirs=load_from_http)
+    loaders = dict(ours=zoo.load_from_url, theirs=torch.hub.load_state_dict_from_url)
     names = ['ours', 'theirs'] if first == 'ours' else ['theirs', 'ours']
     loaded = [loaders[name](url, map_location='cpu')['model'] for name in names]
     assert asked() == ['good']
@@ -390,7 +389,7 @@ def test_proxy_of_the_environment_is_asked(mirror, monkeypatch):
 
 
 def test_other_schemes_stay_mmengines():
-    for address in ('openmmlab://x', 'torchvision://x', 'mmcls://x', 's3://x', 'pavi://x'):
+    for address in ('openmmlab://x', 'torchvision://x', 'mmcls://x', 'pavi://x'):
         loader = CheckpointLoader._get_checkpoint_loader(address)
         assert loader.__module__ == 'mmengine.runner.checkpoint'
 

@@ -25,9 +25,20 @@ _ALLOWED = (
     *(ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp),
     *(ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
 )
+# Numbers that a range may have, and the largest exponent: a config that needs more would not end.
+_LONGEST, _HIGHEST = 100_000, 100
+
+
+def _range(*bounds: int) -> range:
+    value = range(*bounds)
+    if len(value) > _LONGEST:
+        raise ValueError(f'a range of {len(value)} numbers')
+    return value
+
+
 _FUNCTIONS: dict[str, Any] = dict(
     abs=abs, bool=bool, dict=dict, enumerate=enumerate, float=float, int=int, len=len, list=list,
-    max=max, min=min, range=range, reversed=reversed, round=round, set=set, sorted=sorted, str=str,
+    max=max, min=min, range=_range, reversed=reversed, round=round, set=set, sorted=sorted, str=str,
     sum=sum, tuple=tuple, zip=zip,
 )  # fmt: skip
 _METHODS = {
@@ -219,6 +230,8 @@ def _refusal(node: ast.AST) -> str | None:
         return f'`{text}` would run code'
     if isinstance(node, ast.Attribute) and node.attr.startswith('_'):
         return f'`{text}` is no setting'
+    if isinstance(node, ast.BinOp) and _is_endless(node):
+        return f'`{text}` may take more memory than there is'
     if isinstance(node, ast.Call):
         function = node.func
         known = (
@@ -229,6 +242,32 @@ def _refusal(node: ast.AST) -> str | None:
         if not known:
             return f'`{text}` would run code'
     return None
+
+
+def _is_endless(node: ast.BinOp) -> bool:
+    """Return whether a power or a repetition may be of any size."""
+    repeated = (ast.List, ast.Tuple, ast.JoinedStr)
+    left, right = node.left, node.right
+    if isinstance(node.op, (ast.Pow, ast.LShift)):
+        number, most = right, _HIGHEST
+    elif not isinstance(node.op, ast.Mult):
+        return False
+    elif isinstance(left, repeated) or (
+        isinstance(left, ast.Constant) and isinstance(left.value, (str, bytes))
+    ):
+        number, most = right, _LONGEST
+    elif isinstance(right, repeated) or (
+        isinstance(right, ast.Constant) and isinstance(right.value, (str, bytes))
+    ):
+        number, most = left, _LONGEST
+    else:
+        return False
+    if isinstance(number, ast.Call):  # len(classes)
+        return False
+    try:
+        return abs(ast.literal_eval(number)) > most
+    except (ValueError, TypeError):
+        return not isinstance(number, (ast.Name, ast.Attribute))
 
 
 def _merge(own: dict[str, Any], base: dict[str, Any], path: Path) -> dict[str, Any]:
