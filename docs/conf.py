@@ -1,0 +1,51 @@
+"""Sphinx: the pages of this folder as HTML, ``make docs``."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import focal_mm  # noqa: E402
+
+project = 'focal_mm'
+release = focal_mm.__version__
+extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
+myst_enable_extensions = ['colon_fence', 'dollarmath']
+myst_heading_anchors = 3
+html_theme = 'furo'
+html_title = 'focal_mm'
+html_copy_source = False
+html_math_renderer = 'mathml'
+# Type hints and docstrings already give the types of arguments.
+autodoc_typehints = 'none'
+autodoc_member_order = 'bysource'
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+# Docstrings call attributes by the names that the code has, which Sphinx does not know.
+suppress_warnings = ['ref.python']
+
+
+def draw(app: Sphinx) -> None:
+    """Run the steps of own_data.md, whose pictures the page shows."""
+    generated = HERE / 'generated'
+    if not generated.is_dir():
+        subprocess.run([sys.executable, HERE / 'blocks.py', 'own_data.md', generated], check=True)
+
+
+def write_math(self: object, node: nodes.math | nodes.math_block) -> None:
+    """Write MathML, which browsers draw without a script or a network."""
+    display = 'block' if isinstance(node, nodes.math_block) else 'inline'
+    self.body.append(convert(node.astext(), display=display))  # type: ignore[attr-defined]
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Register what is above."""
+    app.add_html_math_renderer('mathml', (write_math, None), (write_math, None))
+    app.connect('builder-inited', draw)
