@@ -23,6 +23,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from markdown_it import MarkdownIt
 
@@ -104,7 +105,7 @@ class Session:
 
     def run(self, block: Block) -> None:
         """Run a block, or check one that is not to be run."""
-        with contextlib.chdir(self.folder) if sys.version_info >= (3, 11) else _chdir(self.folder):
+        with _inside(self.folder):
             if block.file:
                 Path(block.file).write_text(block.code)
             if block.language == 'python':
@@ -120,7 +121,7 @@ class Session:
         code = compile(block.code, f'{block}', 'exec')
         if block.not_run:
             return
-        if '_base_ =' in block.code or block.file.startswith('config'):
+        if '_base_ =' in block.code:
             self._read_config(block)
         else:
             exec(code, self.names)
@@ -128,9 +129,17 @@ class Session:
     def _read_config(self, block: Block) -> None:
         from mmengine.config import Config
 
+        from mmengine.registry import MODELS, init_default_scope
+        from mmengine.runner import Runner
+
         path = Path(block.file or 'read_from_the_page.py')
         path.write_text(block.code)
-        Config.fromfile(str(path))
+        cfg = Config.fromfile(str(path))
+        init_default_scope(cfg.default_scope)
+        cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+        model = MODELS.build(cfg.model)
+        if isinstance(cfg.optim_wrapper.get('constructor'), str):
+            Runner.build_optim_wrapper(SimpleNamespace(model=model), cfg.optim_wrapper)
 
     def _run_command(self, command: str) -> str:
         words = shlex.split(command)
@@ -148,8 +157,8 @@ class Session:
 
 
 @contextlib.contextmanager
-def _chdir(folder: Path) -> Iterator[None]:
-    """Change the folder; contextlib.chdir came with Python 3.11."""
+def _inside(folder: Path) -> Iterator[None]:
+    """Change the folder, as contextlib.chdir of Python 3.11."""
     before = Path.cwd()
     os.chdir(folder)
     try:
