@@ -3,9 +3,9 @@
 A comment before a block says what is done with it; on the first line of a page it goes for all
 blocks without one.
 
-- none: Python is executed, the blocks of a page in one namespace; a config (with ``_base_``) is read
-  and its model built; of a console block each command must succeed. Lines that the page shows as
-  printed must be printed, in that order; ``...`` stands for any.
+- none: Python is executed, the blocks of a page in one namespace; a config (with ``_base_``) is
+  read and its model built; of a console block each command must succeed. Lines that the page shows
+  as printed must be printed, in that order; ``...`` stands for any.
 - ``<!-- file: NAME -->``: the block is also written to that file.
 - ``<!-- not run: REASON -->``: Python is compiled; a ``focal-mm`` command is parsed by its own
   parser, and the configs and scripts of this repository that it names must exist.
@@ -128,7 +128,6 @@ class Session:
 
     def _read_config(self, block: Block) -> None:
         from mmengine.config import Config
-
         from mmengine.registry import MODELS, init_default_scope
         from mmengine.runner import Runner
 
@@ -149,7 +148,11 @@ class Session:
             PYTHONPATH=str(ROOT), PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
         )
         done = subprocess.run(
-            ['bash', '-c', command], env=environment, text=True, capture_output=True
+            ['bash', '-c', command],
+            check=False,
+            env=environment,
+            text=True,
+            capture_output=True,
         )
         if done.returncode:
             raise RuntimeError(f'{command}: exit status {done.returncode}\n{done.stderr}')

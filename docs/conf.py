@@ -28,7 +28,7 @@ autodoc_member_order = 'bysource'
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 # Two modules may have a class of one name, which a docstring may mean by its name alone.
-suppress_warnings = ['ref.python', 'toc.empty_glob']
+suppress_warnings = ['ref.python']
 
 
 def draw(app: Sphinx) -> None:
@@ -36,6 +36,14 @@ def draw(app: Sphinx) -> None:
     generated = HERE / 'generated'
     if not generated.is_dir():
         subprocess.run([sys.executable, HERE / 'blocks.py', 'own_data.md', generated], check=True)
+
+
+def leave_out_missing(app: Sphinx, name: str, source: list[str]) -> None:
+    """Take patterns such as ``look*`` out of the table of contents where no page has the name."""
+    lines = source[0].splitlines()
+    if name == 'index':
+        lines = [line for line in lines if not line.endswith('*') or any(HERE.glob(f'{line}.md'))]
+        source[0] = '\n'.join(lines)
 
 
 def write_math(self: object, node: nodes.math | nodes.math_block) -> None:
@@ -49,3 +57,4 @@ def setup(app: Sphinx) -> None:
     """Register what is above."""
     app.add_html_math_renderer('mathml', (write_math, None), (write_math, None))
     app.connect('builder-inited', draw)
+    app.connect('source-read', leave_out_missing)

@@ -1,7 +1,7 @@
 """Draw the pictures of the pages and of the README: ``python docs/pictures.py``.
 
-They are drawn by matplotlib as SVG into ``docs/pictures``. Sizes and figures come from the code, from
-tables.md and from performance.md; tests/test_docs.py draws them again and compares.
+They are drawn by matplotlib as SVG into ``docs/pictures``. Accuracy and seconds come from tables.md
+and performance.md; tests/test_docs.py draws them again and compares.
 """
 
 import re
@@ -43,7 +43,7 @@ def query(ax: Axes, x: float, y: float) -> None:
 
 
 def modulation(ax: Axes) -> None:
-    """Draw the receptive fields of FocalNet's three levels: kernels 3, 5, 7, one after the other."""
+    """Draw the receptive fields of FocalNet's levels: kernels 3, 5, 7, one after the other."""
     grid(ax, 21)
     field = 1
     for kernel, color in zip((3, 5, 7), (BLUE, GREEN, ORANGE)):
@@ -295,7 +295,9 @@ def draw_ap_over_seconds() -> plt.Figure:
         x, y = [point[2] for point in own], [point[3] for point in own]
         ax.plot(x, y, color=color, marker=marker, ms=8, label=family)
         for _, size, seconds, ap in own:
-            ax.annotate(size, (seconds, ap), xytext=(6, -11), textcoords='offset points', fontsize=9)
+            ax.annotate(
+                size, (seconds, ap), xytext=(6, -11), textcoords='offset points', fontsize=9
+            )
     ax.set_xlabel('seconds of a training step of the backbone, 1x3x800x1216, two CPU cores')
     ax.set_ylabel('box AP, Mask R-CNN 1x (the papers)')
     ax.set_xlim(left=0)
