@@ -49,7 +49,10 @@ def leave_out_missing(app: Sphinx, name: str, source: list[str]) -> None:
 def write_math(self: object, node: nodes.math | nodes.math_block) -> None:
     """Write MathML, which browsers draw without a script or a network."""
     display = 'block' if isinstance(node, nodes.math_block) else 'inline'
-    self.body.append(convert(node.astext(), display=display))  # type: ignore[attr-defined]
+    math = convert(node.astext(), display=display)
+    if display == 'block':  # the theme's frame is too low for sums, and would scroll
+        math = f'<div style="overflow: hidden; padding: 0.6em 0">{math}</div>'
+    self.body.append(math)  # type: ignore[attr-defined]
     raise nodes.SkipNode
 
 

@@ -243,7 +243,7 @@ def draw_operator(name: str) -> plt.Figure:
     draw(left)
     describe(left, legend, -0.05)
     FLOWS[name](right)
-    figure.subplots_adjust(left=0.02, right=0.99, top=0.97, bottom=0.2, wspace=0.08)
+    figure.subplots_adjust(left=0.02, right=0.99, top=0.97, bottom=0.27, wspace=0.08)
     return figure
 
 

@@ -1,5 +1,5 @@
-"""The pages of docs/ and the README: their blocks run, their links lead somewhere, and their pictures
-are what the script draws. docs/blocks.py says how a block is marked that cannot run.
+"""The pages of docs/ and the README: their blocks run, their links lead somewhere, and
+their pictures are what the script draws. docs/blocks.py says how a block is marked that cannot run.
 """
 
 import importlib.util
