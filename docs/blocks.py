@@ -138,7 +138,11 @@ class Session:
         cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
         model = MODELS.build(cfg.model)
         if isinstance(cfg.optim_wrapper.get('constructor'), str):
-            Runner.build_optim_wrapper(SimpleNamespace(model=model), cfg.optim_wrapper)
+            # Half precision needs a GPU; the groups of parameters are the same without.
+            options = cfg.optim_wrapper | dict(type='OptimWrapper')
+            for name in ('loss_scale', 'dtype'):
+                options.pop(name, None)
+            Runner.build_optim_wrapper(SimpleNamespace(model=model), options)
 
     def _run_command(self, command: str) -> str:
         words = shlex.split(command)
