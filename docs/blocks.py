@@ -59,6 +59,8 @@ class Block:
         text = self.code.replace('\\\n', ' ')
         for part in re.split(r'^\$ ', text, flags=re.MULTILINE)[1:]:
             command, *printed = part.splitlines()
+            while printed and command.count("'") % 2:  # a quotation of several lines
+                command += ' ' + printed.pop(0).strip()
             yield command.partition('  # ')[0].strip(), printed
 
 
