@@ -13,6 +13,7 @@ help:
 	@echo 'make faults      kill runs, fill disks, break files; write docs/faults.md (ARGS="The disk": some)'
 	@echo 'make fuzz        random files for every reader, for MINUTES=60'
 	@echo 'make lint        ruff and mypy; make format lets ruff rewrite the files'
+	@echo 'make docs        the pages of docs/ as HTML in build/docs, warnings are errors'
 	@echo 'make clean       delete the environments and what builds left'
 	@echo 'PYTHON=python3.11 chooses the Python of a new environment, ARGS="-k ops" goes to pytest,'
 	@echo 'which runs JOBS=2 tests at once.'
@@ -61,10 +62,15 @@ format: .venv/installed
 	@.venv/bin/python -m ruff check --fix .
 	@.venv/bin/python -m ruff format .
 
-clean:
-	rm -rf .venv .venv-stock .venv-newest .mypy_cache .ruff_cache build focal_mm.egg-info
+docs: .venv/installed
+	@echo 'make: building the pages of docs/'
+	@.venv/bin/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo 'make: build/docs/index.html'
 
-.venv/installed: EXTRAS = onedl,test,keypoints,lint
+clean:
+	rm -rf .venv .venv-stock .venv-newest .mypy_cache .ruff_cache build docs/generated focal_mm.egg-info
+
+.venv/installed: EXTRAS = onedl,test,keypoints,lint,docs
 .venv/installed: CONSTRAINTS = constraints.txt
 .venv-stock/installed: EXTRAS = openmmlab,test,keypoints
 .venv-stock/installed: CONSTRAINTS = constraints.txt
@@ -106,4 +112,4 @@ clean:
 	@rm -f $(@D)/unfinished
 	@touch $@
 
-.PHONY: help demo study gpu test test-stock test-newest faults fuzz lint format clean
+.PHONY: help demo study gpu test test-stock test-newest faults fuzz lint format docs clean

@@ -571,8 +571,9 @@ def test_index_names_the_published_weights_of_classifiers():
     }
 
 
-def test_config_of_the_readme_builds(tmp_path):
-    code = re.search(r'```python\n(_base_.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
+def test_config_of_the_page_on_mmdet_builds(tmp_path):
+    page = (ROOT / 'docs/mmdet.md').read_text()
+    code = re.search(r'```python\n(_base_.*?)```', page, re.DOTALL)[1]
     (tmp_path / 'mine.py').write_text(code)
     cfg = Config.fromfile(tmp_path / 'mine.py')
     init_default_scope(cfg.default_scope)

@@ -1,0 +1,63 @@
+"""Sphinx: the pages of this folder as HTML, ``make docs``."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import focal_mm  # noqa: E402
+
+project = 'focal_mm'
+release = focal_mm.__version__
+extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
+myst_enable_extensions = ['colon_fence', 'dollarmath']
+myst_heading_anchors = 3
+html_theme = 'furo'
+html_title = 'focal_mm'
+html_copy_source = False
+html_math_renderer = 'mathml'
+# Type hints and docstrings already give the types of arguments.
+autodoc_typehints = 'none'
+autodoc_member_order = 'bysource'
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+# Two modules may have a class of one name, which a docstring may mean by its name alone.
+suppress_warnings = ['ref.python']
+
+
+def draw(app: Sphinx) -> None:
+    """Run the steps of own_data.md, whose pictures the page shows."""
+    generated = HERE / 'generated'
+    if not generated.is_dir():
+        subprocess.run([sys.executable, HERE / 'blocks.py', 'own_data.md', generated], check=True)
+
+
+def leave_out_missing(app: Sphinx, name: str, source: list[str]) -> None:
+    """Take patterns such as ``look*`` out of the table of contents where no page has the name."""
+    lines = source[0].splitlines()
+    if name == 'index':
+        lines = [line for line in lines if not line.endswith('*') or any(HERE.glob(f'{line}.md'))]
+        source[0] = '\n'.join(lines)
+
+
+def write_math(self: object, node: nodes.math | nodes.math_block) -> None:
+    """Write MathML, which browsers draw without a script or a network."""
+    display = 'block' if isinstance(node, nodes.math_block) else 'inline'
+    math = convert(node.astext(), display=display)
+    if display == 'block':  # the theme's frame is too low for sums, and would scroll
+        math = f'<div style="overflow: hidden; padding: 0.6em 0">{math}</div>'
+    self.body.append(math)  # type: ignore[attr-defined]
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Register what is above."""
+    app.add_html_math_renderer('mathml', (write_math, None), (write_math, None))
+    app.connect('builder-inited', draw)
+    app.connect('source-read', leave_out_missing)
