@@ -15,8 +15,8 @@ Names in configs
     ``focal_mm.DurableRunner``, ``focal_mm.DurableCheckpointHook``, ``focal_mm.MeanLossHook``,
     ``focal_mm.NonFiniteHook``, ``focal_mm.StopHook``, ``focal_mm.SkipCorrupt``,
     ``focal_mm.DurableFlexibleRunner``, ``focal_mm.ShardedStrategy``; ``focal_mm.ReportHook``, which
-    writes the report of a run; and ``focal_mm.LookHook``, which shows what the network sees. Those of
-    data sets and samplers have ``focal_mm.ShardedImages`` and ``focal_mm.ShardBatchSampler``
+    writes the report of a run; and ``focal_mm.LookHook``, which shows what the network sees. Those
+    of data sets and samplers have ``focal_mm.ShardedImages`` and ``focal_mm.ShardBatchSampler``
     (:mod:`focal_mm.datasets.shards`).
 
 Missing packages

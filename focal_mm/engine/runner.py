@@ -55,14 +55,14 @@ class _Durable:
         super().register_default_hooks(hooks)  # type: ignore[misc]
         for hook in ours.values():
             if hook is not None:
-                self.register_hook(hook)  # type: ignore[attr-defined]
+                self.register_hook(hook)
 
     def register_hook(self, hook: Any, priority: Any = None) -> None:
         """Register a hook: in place of mmengine's ``CheckpointHook`` ours."""
         names = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
         if isinstance(hook, dict) and hook['type'] in names:
             hook = ConfigDict(hook, type='focal_mm.DurableCheckpointHook')
-        super().register_hook(hook, priority)
+        super().register_hook(hook, priority)  # type: ignore[misc]
 
     def build_train_loop(self, loop: Any) -> Any:
         """Build a training loop: of mmengine's, those that start at any iteration."""

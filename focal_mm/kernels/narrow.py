@@ -1,5 +1,7 @@
 """Convolution of maps that are narrower than its kernel."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ class NarrowConv2d(nn.Conv2d):
         """(N, C, H, W) -> (N, C', H', W')."""
         if is_graph() or autocast_dtype(x) in (torch.float, torch.double) or not self._overlooks(x):
             return super().forward(x)
-        height, width = self.padding
+        height, width = cast(tuple[int, int], self.padding)  # no text: see _overlooks
         x = F.pad(x, (width, width, height, height))
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
