@@ -23,7 +23,7 @@ demo: .venv/installed
 	@.venv/bin/python tools/demo.py
 
 study: .venv/installed
-	@echo 'make: the study of transfer, 12 to 20 minutes a family on two cores'
+	@echo 'make: the study of transfer, 12 to 21 minutes a family on two cores'
 	@.venv/bin/focal-mm study $(ARGS)
 
 test: .venv/installed

@@ -142,7 +142,7 @@ def small_suite(monkeypatch):
     )
     monkeypatch.setattr(suite, 'ROWS', rows)
     monkeypatch.setattr(suite, 'NETS', {'small': SMALL})
-    return suite.Options(rounds=1, shrink=2)
+    return suite.Options(rounds=1, shrink=8)
 
 
 def test_suite_measures_what_it_can_and_says_why_it_cannot(small_suite, tmp_path):
