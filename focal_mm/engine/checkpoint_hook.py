@@ -64,7 +64,8 @@ class DurableCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Restore the state of the run."""
-        self._find_best_checkpoints(runner)
+        if self.save_best:
+            self._find_best_checkpoints(runner)
         super().before_train(runner)
         if self.file_client_args is None and not self.backend_args and '://' not in self.out_dir:
             self.backend_args = dict(backend=BACKEND, problems=self.problems)
@@ -205,16 +206,18 @@ class DurableCheckpointHook(CheckpointHook):
                 runner.message_hub.update_info(f'best_ckpt_{key}' if key else 'best_ckpt', path)
 
     def _find_best_checkpoints(self, runner: Runner) -> None:
-        """Find the best checkpoints of a work folder that was moved. The score of one that is gone
-        is forgotten, so that the best of those that follow is kept.
+        """Find the best checkpoints in the folder of this run, which may have been moved or copied.
+        The score of one that is gone is forgotten, so that the best of those that follow is kept.
         """
         hub = runner.message_hub
+        work_dir = Path(runner.work_dir)
+        folder = Path(self.out_dir, work_dir.name) if self.out_dir else work_dir
         found = {}
         for key, path in hub.runtime_info.items():
             if key.startswith('best_ckpt') and path and '://' not in path:
-                moved = Path(self.out_dir or runner.work_dir, Path(path).name)
-                places = [place for place in (path, str(moved)) if Path(place).exists()]
-                found[key] = places[0] if places else None
+                # One in another folder is of another run, which would lose it to a better one.
+                own = folder / Path(path).name
+                found[key] = str(own) if own.exists() else None
         shared = [found]
         broadcast_object_list(shared)  # other processes may not see the folder
         for key, place in shared[0].items():

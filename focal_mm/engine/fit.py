@@ -230,7 +230,11 @@ def _read(text: str) -> dict[str, Any]:
     class Literal(ast.NodeTransformer):
         def visit_Call(self, node: ast.Call) -> ast.AST:
             self.generic_visit(node)
-            if getattr(node.func, 'id', '') != 'dict' or node.args:
+            if getattr(node.func, 'id', '') != 'dict':
+                raise ValueError(ast.unparse(node))
+            if len(node.args) == 1 and not node.keywords:  # dict({'a.b': 1})
+                return node.args[0]
+            if node.args:
                 raise ValueError(ast.unparse(node))
             keys: list[ast.expr | None] = [
                 ast.Constant(word.arg) if word.arg else None for word in node.keywords

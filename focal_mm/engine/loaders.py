@@ -89,7 +89,7 @@ def alarm(seconds: float) -> Iterator[None]:
         return
 
     def ring(number: int, frame: FrameType | None) -> None:
-        raise _RungError
+        raise _RungError(f'no batch for {seconds} seconds')
 
     old: Any = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)

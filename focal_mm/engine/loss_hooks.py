@@ -263,9 +263,10 @@ class NonFiniteHook(Hook):
         """
         names = list(_nonfinite_weights(runner, checkpoint))
         if names:
+            more = f' and {len(names) - 1} more' if names[1:] else ''
             raise NonFiniteError(
-                f'{runner._load_from}: {names[0]} and {len(names) - 1} more of the weights are NaN '
-                'or infinite, so the training has failed; take an earlier checkpoint'
+                f'{runner._load_from}: {names[0]}{more} of the weights: NaN or infinite, so the '
+                'training has failed; take an earlier checkpoint'
             )
 
 

@@ -57,7 +57,7 @@ def test_incident_as_json_has_ranges_and_counts(command, incident):
 
 
 def test_other_files_are_refused_in_one_line(command, tmp_path):
-    torch.save(dict(state_dict={}), tmp_path / 'a.pth')
+    torch.save(dict(state_dict=dict(a=torch.ones(2))), tmp_path / 'a.pth')
     for name in ('a.pth', 'none.pth'):
         status, _, err = command('incident', tmp_path / name)
         assert status == 2 and name in err and len(err.splitlines()) == 1

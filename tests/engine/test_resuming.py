@@ -274,6 +274,12 @@ def test_settings_that_differ_are_named(tmp_path):
     new = Config(dict(model=dict(head=dict(num_classes=4), depths=(2, 2)), lr=2))
     changes = list(_compare_configs(old.pretty_text, new))
     assert changes == ['model.head.num_classes was 80 and is 4']
+    with_dots = Config(dict(model=dict(keys={'a.b': dict(x=1)})))
+    assert not list(_compare_configs(with_dots.pretty_text, with_dots))
+    other = Config(dict(model=dict(keys={'a.b': dict(x=2)})))
+    assert list(_compare_configs(with_dots.pretty_text, other)) == [
+        'model.keys.a.b.x was 1 and is 2'
+    ]
     assert not list(_compare_configs('model = __import__("os").getcwd()', new))
 
 

@@ -205,6 +205,6 @@ def test_incident_is_plain_and_shows_the_way_to_the_nan(tmp_path):
     incident = load_incident(path)  # refuses what is not plain
     names = [name for name, _ in incident['modules']]
     assert names[-2:] == ['the output of head (Linear)', 'the output of the model (Exploding)']
-    torch.save(dict(state_dict={}), path)
+    torch.save(dict(state_dict=Net().state_dict()), path)
     with pytest.raises(CheckpointError, match='nonfinite_iter_8.pt: not written at a loss'):
         load_incident(path)

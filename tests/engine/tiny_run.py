@@ -11,7 +11,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -61,17 +61,26 @@ class Score(BaseMetric):
 
 
 class Scaled(OptimWrapper):
-    """mmengine's AmpOptimWrapper on a CPU, which it refuses."""
+    """What mmengine's AmpOptimWrapper does on a GPU, on the CPU that it refuses."""
 
     def __init__(self, **fields) -> None:
         super().__init__(**fields)
         self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=4.0, growth_interval=5)
 
-    backward = AmpOptimWrapper.backward
-    step = AmpOptimWrapper.step
-    state_dict = AmpOptimWrapper.state_dict
-    load_state_dict = AmpOptimWrapper.load_state_dict
-    _scale_update_param = None
+    def backward(self, loss: Tensor, **fields) -> None:
+        self.loss_scaler.scale(loss).backward()
+        self._inner_count += 1
+
+    def step(self, **fields) -> None:
+        self.loss_scaler.step(self.optimizer)
+        self.loss_scaler.update()
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | dict(loss_scaler=self.loss_scaler.state_dict())
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.loss_scaler.load_state_dict(state_dict.pop('loss_scaler'))
+        super().load_state_dict(state_dict)
 
 
 class KilledError(Exception):
