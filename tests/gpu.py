@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -164,11 +164,8 @@ def networks(options: Options) -> Iterator[Figure]:
             continue
         with use(kernels):
             for row in rows:
-                try:
-                    for figure in suite.measure(row, options):
-                        yield replace(figure, work=f'{figure.work}, {kernels} kernels')
-                except Exception as error:
-                    yield Figure(row.work, '', note=one_line(error))
+                for figure in suite.attempt(row.work, suite.measure(row, options)):
+                    yield replace(figure, work=f'{figure.work}, {kernels} kernels')
 
 
 def attention(options: Options) -> Iterator[Figure]:
@@ -251,11 +248,6 @@ PARTS = dict(
 )
 
 
-def one_line(error: Exception) -> str:
-    """Return an error in one short line."""
-    return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run the parts, print the page, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -273,18 +265,10 @@ def main(argv: list[str] | None = None) -> None:
     options = Options(args.rounds, args.device, args.official, args.shrink)
     page: dict[str, list[Figure]] = {}
     for name in args.parts or PARTS:
-        page[name] = []
-        try:
-            for figure in PARTS[name](options):
-                page[name].append(figure)
-        except Exception as error:
-            page[name].append(Figure(name, '', note=one_line(error)))
+        page[name] = list(suite.attempt(name, PARTS[name](options)))
         content = dict(
             machine=benchmark.machine(args.device),
-            parts={
-                part: [dict(asdict(f), verdict=f.verdict) for f in figures]
-                for part, figures in page.items()
-            },
+            parts={part: [figure.record() for figure in figures] for part, figures in page.items()},
         )
         args.json.write_text(json.dumps(content, indent=1))
         print(f'\n{name}: {verdict(page[name])}', flush=True)

@@ -7,9 +7,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from mmengine.registry import MODELS, init_default_scope
@@ -60,16 +61,11 @@ def build(text: str) -> 'nn.Module | Foreign':
         ValueError: If there is no such network.
     """
     road, at, rest = text.partition('@')
-    if at and road in _COMPILED:
+    if at and road in _ROADS:
         net = build(rest)
         if not isinstance(net, nn.Module):
-            raise ValueError(f'{text}: only a network in PyTorch can be compiled')
-        return cast(nn.Module, torch.compile(net, **_COMPILED[road]))
-    if at and road in _RUNTIMES:
-        net = build(rest)
-        if not isinstance(net, nn.Module):
-            raise ValueError(f'{text}: only a network in PyTorch can be exported')
-        return _RUNTIMES[road](net)
+            raise ValueError(f'{text}: only a network in PyTorch can be compiled or exported')
+        return _ROADS[road](net)
     name, arguments = parse(text)
     if name.startswith('paddle@'):
         parts = name.removeprefix('paddle@').split(':')
@@ -255,12 +251,12 @@ for line in sys.stdin:
         raise ValueError(f'{self.python}: the process with Paddle ended, see above why')
 
 
-# Roads to a network: arguments of torch.compile, and classes.
-_COMPILED: dict[str, dict[str, Any]] = dict(
-    compiled=dict(dynamic=True), graphs=dict(mode='reduce-overhead')
-)
-_RUNTIMES: dict[str, Callable[[nn.Module], Foreign]] = dict(
-    openvino=OpenVinoNet, onnxruntime=OnnxRuntimeNet
+# What makes a network in PyTorch take another road.
+_ROADS: dict[str, Callable[[nn.Module], Any]] = dict(
+    compiled=partial(torch.compile, dynamic=True),
+    graphs=partial(torch.compile, mode='reduce-overhead'),
+    openvino=OpenVinoNet,
+    onnxruntime=OnnxRuntimeNet,
 )
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from .. import __version__
 from ..config import CONFIGS, dicts
 from ..datasets import drawn_objects
+from ..engine import write_whole
 from ..weights import read_checkpoint
 from ..weights.resize import fit_kernel, fit_pooling
 from .runner import build_runner, load_config, require_files
@@ -328,7 +329,7 @@ def train(run: Run) -> dict[str, Any]:
         steps=steps,
         metrics=_curves(run, steps),
     )
-    _write(record, json.dumps(result))
+    write_whole(f'{json.dumps(result)}\n'.encode(), record)
     if run.task != 'pretraining':
         for file in run.folder.glob('*.pth'):
             file.unlink()
@@ -461,16 +462,11 @@ def report(
         summary=summarize(results),
         runs=results,
     )
-    _write(out / f'{family}.json', json.dumps(content))
-    _write(out / f'{family}.md', '\n'.join(map(markdown, tables(content))))
+    page = '\n'.join(map(markdown, tables(content)))
+    write_whole(f'{json.dumps(content)}\n'.encode(), out / f'{family}.json')
+    write_whole(f'{page}\n'.encode(), out / f'{family}.md')
     draw(content, out / f'{family}.png')
     return content
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_suffix('.tmp')
-    draft.write_text(text + '\n')
-    draft.rename(path)  # a file that is there is whole
 
 
 Table = list[list[str]]

@@ -5,7 +5,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -121,6 +121,10 @@ class Figure:
             return 'measured'
         return 'met' if self.value <= self.bar else 'missed'
 
+    def record(self) -> dict[str, Any]:
+        """Return what a JSON file has of it."""
+        return dict(asdict(self), verdict=self.verdict)
+
 
 @dataclass
 class Options:
@@ -216,11 +220,21 @@ def run(options: Options, works: Sequence[str] = ()) -> Iterator[Figure]:
     for work, part in parts:
         if works and not any(wanted in work for wanted in works):
             continue
-        try:
-            yield from part(options)
-        except Exception as error:
-            yield Figure(work, '', note=shorten(f'{type(error).__name__}: {error}', 200))
+        yield from attempt(work, part(options))
         gc.collect()
+
+
+def attempt(work: str, figures: Iterable[Figure]) -> Iterator[Figure]:
+    """Yield figures, and if measuring them fails, one that says why.
+
+    Args:
+        work (str): What is measured.
+        figures (iterable of Figure): They are measured while they are taken.
+    """
+    try:
+        yield from figures
+    except Exception as error:
+        yield Figure(work, '', note=shorten(f'{type(error).__name__}: {error}', 200))
 
 
 def _network(text: str, options: Options) -> 'nn.Module | Foreign':
@@ -304,11 +318,10 @@ def _new_size(name: str, options: Options) -> Iterator[Figure]:
     """Measure what the first forward at a size takes beyond a later one."""
     net = build(NETS[name])
     make_step(net, options.setting(Setting((224, 224))))()  # what only a process's first one takes
-    extra = []
+    large, extra = options.setting(LARGE), []
     for round in range(options.rounds):
-        height, width = (side // options.shrink for side in LARGE.size)
-        size = (height + 32 * round, width)
-        step = make_step(net, Setting(size, device=options.device))
+        height, width = large.size
+        step = make_step(net, replace(large, size=(height + 32 * round, width)))
         first, *later = [_seconds(step) for _ in range(4)]
         extra.append(first / statistics.median(later) - 1)
     yield Figure(f'{name} at a new size', 'a later forward, more', statistics.median(extra), 0.05)
@@ -342,6 +355,6 @@ def _seconds(step: Callable[[], Any]) -> float:
 
 def save(figures: Sequence[Figure], options: Options, path: Path) -> None:
     """Write figures to a JSON file."""
-    rows = [dict(asdict(figure), verdict=figure.verdict) for figure in figures]
+    rows = [figure.record() for figure in figures]
     content = dict(machine=benchmark.machine(options.device), figures=rows)
     path.write_text(json.dumps(content, indent=1))

@@ -93,6 +93,10 @@ class SeededBatch(list):
             if state:
                 set_random_state(state)
 
+    def __reduce__(self) -> tuple:
+        # pickle iterates over a list, in a thread of the process that trains.
+        return SeededBatch, (tuple(super().__iter__()), self.keys)
+
 
 class ResumableBatchSampler(Sampler):
     """The batches of another batch sampler, from any of an epoch on, as :class:`SeededBatch`.

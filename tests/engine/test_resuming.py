@@ -10,7 +10,7 @@ from signal import SIGTERM
 import pytest
 import torch
 from mmengine.dist import get_rank
-from tiny_run import At, KilledError, Net, Scaled, kill, make_runner
+from tiny_run import At, KilledError, Net, Scaled, end_workers, kill, make_runner
 from torch import distributed, multiprocessing
 
 from focal_mm.engine import DurableCheckpointHook
@@ -63,6 +63,7 @@ def run_in_parts(folder: Path, ends: list[int], workers: int = 0, by_epoch: bool
         )
         if end is None:
             runner.train()
+            end_workers(runner)
         else:
             with pytest.raises(KilledError):
                 runner.train()
@@ -89,6 +90,7 @@ def test_interrupted_run_equals_the_whole_one(tmp_path, workers, by_epoch, field
     torch.manual_seed(0)
     whole = make_runner(tmp_path / 'whole', workers, by_epoch, **fields)
     whole.train()
+    end_workers(whole)
     parts = run_in_parts(tmp_path / 'parts', [7, 11], workers, by_epoch, **fields)
     assert everything(parts) == everything(whole)
 
@@ -97,12 +99,14 @@ def test_number_of_workers_does_not_matter(tmp_path):
     torch.manual_seed(0)
     whole = make_runner(tmp_path / 'whole', workers=2, **every_iteration())
     whole.train()
+    end_workers(whole)
     torch.manual_seed(0)
     runner = make_runner(tmp_path, custom_hooks=[At(7, kill)], **every_iteration())
     with pytest.raises(KilledError):
         runner.train()
     runner = make_runner(tmp_path, workers=2, resume=True, **every_iteration())
     runner.train()
+    end_workers(runner)
     assert everything(runner) == everything(whole)
 
 
@@ -114,7 +118,7 @@ def test_validation_that_was_missed_is_made_up_for(tmp_path, monkeypatch):
     runner = make_runner(tmp_path / 'parts')
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(
-            DurableCheckpointHook, 'after_val_epoch', lambda hook, runner, metrics: kill(0)
+            DurableCheckpointHook, 'after_val_epoch', lambda hook, runner, metrics: kill(runner)
         )
         runner.train()
     runner = make_runner(tmp_path / 'parts', resume=True)

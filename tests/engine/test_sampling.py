@@ -1,5 +1,6 @@
 """Batches start anywhere, with the randomness that they have in a whole epoch."""
 
+import pickle
 import random
 from itertools import islice
 from typing import ClassVar
@@ -13,6 +14,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler, worker_init_fn
 from mmpretrain.datasets.samplers import RepeatAugSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
+from focal_mm.engine import sampling
 from focal_mm.engine.sampling import get_random_state, make_resumable
 
 pytestmark = pytest.mark.stock
@@ -81,6 +83,16 @@ def test_workers_do_not_matter():
         return DefaultSampler(data, seed=0)
 
     assert batches(seeded, BatchSampler, 2, workers=2) == batches(seeded, BatchSampler, 2)
+
+
+def test_batch_that_is_sent_to_a_worker_leaves_the_generators_of_training(monkeypatch):
+    batch = sampling.SeededBatch([4, 2], [(0,), (1,)])
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, 'seed_generators', None)  # would fail
+        received = pickle.loads(pickle.dumps(batch))
+    before = torch.get_rng_state()
+    assert list(received) == [4, 2] and received.keys == batch.keys
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_training_draws_on_as_if_nothing_was_loaded():

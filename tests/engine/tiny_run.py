@@ -143,4 +143,12 @@ class At(Hook):
 
 
 def kill(runner: DurableRunner) -> None:
+    end_workers(runner)
     raise KilledError
+
+
+def end_workers(runner: DurableRunner) -> None:
+    """End the workers of the training loader, which otherwise wait to be collected."""
+    iterator = runner.train_dataloader._iterator
+    if iterator is not None:
+        iterator._shutdown_workers()
