@@ -1,6 +1,7 @@
 """ONNX files of a config and a checkpoint."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..datasets.shapes import draw_scene
-from ..export import largest_differences, parts_of, write_onnx
+from ..export import Part, angle, compare, difference, parts_of, quantize, regions_of, write_onnx
 from .pictures import read_picture
 from .predict import Predictor
 
@@ -20,7 +21,13 @@ from .predict import Predictor
 EXAMPLE = (160, 224)
 
 
-def export(cfg: Config, checkpoint: str, out: Path, image: Path | None = None) -> list[dict]:
+def export(
+    cfg: Config,
+    checkpoint: str,
+    out: Path,
+    image: Path | None = None,
+    calibration: Sequence[Path] = (),
+) -> list[dict]:
     """Write a model's ONNX files and compare them with PyTorch.
 
     The comparison is on the picture as the config's test pipeline resizes it, and on the two
@@ -31,44 +38,50 @@ def export(cfg: Config, checkpoint: str, out: Path, image: Path | None = None) -
         checkpoint (str): What mmengine takes.
         out (Path): The new file; that of a second stage is beside it.
         image (Path, optional): A picture. Default: a drawn one.
+        calibration (sequence of Path): Pictures from which the scales of 8-bit products follow.
+            Default: none, and products are of float32.
 
     Returns:
         list[dict]: For each file: ``file``, and by output ``shapes`` and the largest
-        ``differences``.
+        ``differences``: relative ones, or with 8 bits 1 minus the cosine.
 
     Raises:
-        ValueError: If the picture cannot be read, or the model is of none of these kinds.
+        ValueError: If a picture cannot be read, or the model is of none of these kinds.
     """
     for name in ('torch.onnx', 'onnxscript', 'onnx_ir'):
         logging.getLogger(name).setLevel(logging.ERROR)
     pixels = read_image(image)
+    samples = [read_image(path) for path in calibration]
     predictor = Predictor(cfg, checkpoint, 'cpu')
     picture = prepare(predictor, pixels)
     example = interpolate(picture, EXAMPLE, mode='bilinear')
+    first, *rest = parts_of(predictor.model, torch.cat([example, example.flip(3)]))
+
+    def inputs(part: Part, picture: Tensor) -> tuple:
+        """Return what a graph takes of a picture."""
+        if part is first:
+            return (picture,)
+        with torch.no_grad():
+            outputs = first.module(picture)
+        maps = [value for name, value in outputs.items() if name.startswith('map')]
+        return maps, regions_of(picture)
+
     checks: list[dict[str, Any]] = []
-    maps: dict[str, Tensor] = {}
-    for part in parts_of(predictor.model, torch.cat([example, example.flip(3)])):
+    measure = angle if samples else difference
+    for part in (first, *rest):
         file = out.with_name(f'{out.stem}{part.name}.onnx')
         write_onnx(part, file)
-        runs: list[tuple] = [(picture,), part.inputs]
-        if part.name:
-            regions = part.inputs[1].clone()
-            regions[:, 0] = 0
-            runs[0] = (list(maps.values()), regions[:5])
+        if samples:
+            prepared = (prepare(predictor, pixels) for pixels in samples)
+            quantize(part, file, (inputs(part, picture) for picture in prepared))
+        shapes: dict[str, list[int]] = {}
         differences: dict[str, float] = {}
-        for inputs in runs:
-            for name, value in largest_differences(part, file, inputs).items():
+        for run in (inputs(part, picture), part.inputs):
+            for name, expected, found in compare(part, file, run):
+                shapes.setdefault(name, list(expected.shape))
+                value = measure(expected, found)
                 differences[name] = max(value, differences.get(name, 0.0))
-        with torch.no_grad():
-            outputs = part.module(*runs[0])
-        maps = maps or {name: value for name, value in outputs.items() if name.startswith('map')}
-        checks.append(
-            dict(
-                file=file,
-                shapes={name: list(value.shape) for name, value in outputs.items()},
-                differences=differences,
-            )
-        )
+        checks.append(dict(file=file, shapes=shapes, differences=differences))
     return checks
 
 

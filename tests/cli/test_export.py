@@ -7,6 +7,7 @@ import torch
 
 from focal_mm.cli import export, predict
 from focal_mm.cli.runner import load_config
+from focal_mm.datasets.shapes import draw_scene, save_photograph
 from focal_mm.export import parts_of
 
 OUTPUTS = {
@@ -41,6 +42,27 @@ def test_files_agree_with_pytorch_at_several_sizes(call, tmp_path, kind):
     assert all(value < 1e-4 for check in checks for value in check['differences'].values())
 
 
+def test_products_in_8_bits_are_close_and_small(call, tmp_path):
+    onnx = pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    pictures = tmp_path / 'pictures'
+    pictures.mkdir()
+    for index in range(3):
+        save_photograph(draw_scene(0, 'train', index).image, pictures / f'{index}.jpg')
+    status, text, _ = call('detector', tmp_path / 'model.onnx', '--int8', pictures, '--json')
+    checks = json.loads(text)
+    assert status == 0 and len(checks) == 2
+    for check in checks:
+        assert all(0 <= value < 5e-2 for value in check['differences'].values())
+        assert any(value > 1e-7 for value in check['differences'].values())
+        graph = onnx.load(check['file']).graph
+        weights = {value.name: value.data_type for value in graph.initializer}
+        sources = {node.output[0]: node.input[0] for node in graph.node}
+        products = [node for node in graph.node if node.op_type in ('Conv', 'Gemm')]
+        kinds = {weights[sources[node.input[1]]] for node in products}
+        assert kinds == {onnx.TensorProto.INT8}
+
+
 def test_a_larger_difference_is_a_fault(call, tmp_path, monkeypatch):
     check = dict(file=tmp_path / 'x.onnx', shapes=dict(y=[1, 3]), differences=dict(y=0.5))
     monkeypatch.setattr(export, 'export', lambda *_: [check])
@@ -59,7 +81,11 @@ def test_a_missing_package_is_one_line(call, tmp_path, monkeypatch):
 @pytest.mark.stock
 @pytest.mark.parametrize(
     'words, hint',
-    [(['x.pt'], '.onnx'), (['x.onnx', '--image', 'nowhere.jpg'], 'nowhere.jpg')],
+    [
+        (['x.pt'], '.onnx'),
+        (['x.onnx', '--image', 'nowhere.jpg'], 'nowhere.jpg'),
+        (['x.onnx', '--int8', 'nowhere'], 'nowhere'),
+    ],
 )
 def test_mistakes_are_one_line(call, tmp_path, monkeypatch, words, hint):
     monkeypatch.chdir(tmp_path)
