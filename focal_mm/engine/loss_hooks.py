@@ -11,12 +11,12 @@ import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..registry import HOOKS
-from ..weights import CheckpointError
+from ..weights import CheckpointError, read_checkpoint
 from .checkpoints import write_whole
 from .process_state import is_sharded, named_parameters, network_of, optim_wrappers
 from .sampling import get_random_state, set_random_state
@@ -347,7 +347,7 @@ def load_incident(path: str | Path) -> dict[str, Any]:
         CheckpointError: If it is no such file.
         FileNotFoundError: If there is no file.
     """
-    content = CheckpointLoader.load_checkpoint(str(path), 'cpu')
+    content = read_checkpoint(path)  # its weights may be NaN, which mmengine's loader refuses here
     if not isinstance(content, dict) or 'modules' not in content:
         raise CheckpointError(
             f'{path}: not written at a loss that is not finite, as nonfinite_iter_N.pt is'

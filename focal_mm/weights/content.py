@@ -7,6 +7,7 @@ best ones, and takes names of classes of any type. Every checkpoint that mmengin
 
 import ast
 import os
+import re
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine import registry
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import MessageHub, print_log
 from mmengine.registry import Registry
 from mmengine.utils import get_object_from_string
@@ -23,6 +25,7 @@ from .files import walk
 from .loading import CheckpointError
 
 # Settings of a config that run code or change the process when they are read.
+_CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')  # with which a name leads a terminal
 _ACTING = ('_base_', 'custom_imports', 'env_variables')
 
 
@@ -80,6 +83,8 @@ def _check_numbers(content: dict, file: str | Path) -> None:
         for key, value in place.items()
         if isinstance(value, Tensor)
     ]
+    if odd := [key for key, _ in weights if _CONTROL.search(key)]:
+        raise CheckpointError(f'{file}: {odd[0]!r} is no name of a tensor; {_WEIGHTS_ALONE}')
     bad = [key for key, value in weights if not _is_finite(key, value)]
     if bad:
         raise CheckpointError(
@@ -125,7 +130,8 @@ def _describe(value: object) -> str:
 
 
 def _is_names(value: Any) -> bool:
-    return isinstance(value, str) or all(isinstance(name, str) for name in _items(value))
+    names = [value] if isinstance(value, str) else _items(value)
+    return all(isinstance(name, str) and not _CONTROL.search(name) for name in names)
 
 
 def _is_colors(value: Any) -> bool:
@@ -173,12 +179,14 @@ def _is_of_a_registry(name: Any) -> bool:
     """
     if not isinstance(name, str):
         return False
-    package, dot, _ = name.partition('.')
+    package, *path = name.split('.')
     try:
-        if not dot:
+        if not path:
             return find_spec(name) is None
-        if f'{package}.registry' not in sys.modules and package != 'torch':
+        if f'{package}.registry' not in sys.modules and package not in (*MODULE2PACKAGE, 'torch'):
             return False
+        if len(path) == 1 and package not in sys.modules:  # which takes seconds to import
+            return True
         found = get_object_from_string(name)
     except Exception:  # whatever a module raises when it is imported
         return False

@@ -91,6 +91,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Look, and print the files; exit status 1 if a picture was left out."""
     from ...look.samples import require_inside
+    from ...messages import printable
     from ...weights import trust
     from .. import look
     from ..output import quiet_libraries
@@ -118,9 +119,9 @@ def run(args: Namespace) -> None:
             args.label,
         )
     for picture, reason in skipped.items():
-        print(f'{picture}: left out: {reason}', file=sys.stderr)
+        print(printable(f'{picture}: left out: {reason}'), file=sys.stderr)
     for file in files:
-        print(file)
+        print(printable(str(file)))
     if skipped:
         sys.exit(1)
 
