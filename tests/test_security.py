@@ -18,7 +18,6 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmpretrain.apis import get_model
 from torch import nn
-from torch.optim import SGD
 
 from focal_mm.backbones import FocalNet
 from focal_mm.weights import CheckpointError, convert, read_checkpoint
@@ -421,7 +420,7 @@ def test_config_that_mmengine_has_printed_is_kept(tmp_path):
             custom_imports=dict(imports=['focal_mm'], allow_failed_imports=False),
             values=[1e9, -1.5, None, (1,), True],
             odd={1: 2, 'a-b': {}},
-            types=[dict(type=SGD), dict(type='torch.nn.ReLU'), dict(type='mmdet.ResNet')],
+            types=[dict(type='torch.optim.sgd.SGD'), dict(type='torch.nn.ReLU'), dict(type='mmdet.ResNet')],
         )
     )
     meta = dict(cfg=cfg.pretty_text)

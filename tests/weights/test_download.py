@@ -120,6 +120,10 @@ BAD = {
         lambda request: send(request, body=b'<html>\x1b[2J\nSign in</html>'),
         'web page',
     ),
+    'page with a mark': (
+        lambda request: send(request, body=b'\xef\xbb\xbf\r\n<!DOCTYPE html>'),
+        'web page',
+    ),
     'error in a terminal': (raw(b'HTTP/1.0 404 \x1b]0;owned\x07\x1b[2J\r\n\r\n'), r'404.*\\x1b'),
     'bad chunk': (lambda request: chunked(request, b'-5\r\nabc\r\n'), 'IncompleteRead|chunk'),
     'headers without an end': (many_headers, '100 headers'),
