@@ -420,7 +420,11 @@ def test_config_that_mmengine_has_printed_is_kept(tmp_path):
             custom_imports=dict(imports=['focal_mm'], allow_failed_imports=False),
             values=[1e9, -1.5, None, (1,), True],
             odd={1: 2, 'a-b': {}},
-            types=[dict(type='torch.optim.sgd.SGD'), dict(type='torch.nn.ReLU'), dict(type='mmdet.ResNet')],
+            types=[
+                dict(type='torch.optim.sgd.SGD'),
+                dict(type='torch.nn.ReLU'),
+                dict(type='mmdet.ResNet'),
+            ],
         )
     )
     meta = dict(cfg=cfg.pretty_text)
