@@ -84,7 +84,7 @@ KINDS = dict(
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_checkpoint_is_validated(command, work_dir, tiny_models, kind):
-    count = 2
+    count = 4
     cfg = load_config(
         str(tiny_models / f'{kind}.py'),
         mini=True,
