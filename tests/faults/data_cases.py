@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from cases import Outcome, case
+from fault import Outcome, case
 from command import Command
 from PIL import Image
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cases import Outcome, case
+from fault import Outcome, case
 from command import CONFIG, TINY, Command, Ended, train
 
 KILLED, DISK, CHECKPOINTS = 'The process', 'The disk', 'The checkpoints'
@@ -549,7 +549,7 @@ def _(folder):
     for path in work_dir.glob('best*'):
         path.unlink()
     good = whole_after(work_dir)
-    good = good and 'the best checkpoint, is gone' in work_dir.with_name('run.log').read_text()
+    good = good and 'is gone; the best one from now on' in work_dir.with_name('run.log').read_text()
     return Outcome(
         'says so, and keeps the best one from then on',
         'the best one until then',
@@ -699,6 +699,14 @@ def explode(runner) -> None:
         group['lr'] = 1e30
 
 
+def overflow_in_bf16(runner) -> None:
+    # On a CPU, --amp bf16 is off.
+    runner.optim_wrapper.optim_context = lambda model: torch.autocast('cpu', torch.bfloat16)
+    runner.model.head.loss_module.register_forward_hook(
+        lambda module, inputs, loss: loss.bfloat16() * 3e38 * 3e38
+    )
+
+
 case(NUMBERS, 'the learning rate explodes', True)(not_finite(explode))
 case(NUMBERS, 'a gradient is NaN, the loss is not')(
     not_finite(lambda run: run.model.head.fc.bias.register_hook(lambda grad: grad * float('nan')))
@@ -708,6 +716,7 @@ case(NUMBERS, 'a loss is infinite')(
         lambda run: run.model.head.loss_module.register_forward_hook(lambda *args: args[2] / 0)
     )
 )
+case(NUMBERS, 'a loss is infinite in bf16 autocast')(not_finite(overflow_in_bf16))
 case(NUMBERS, 'a weight is NaN')(
     not_finite(lambda run: run.model.backbone.layers[2].blocks[0].mlp.fc1.bias.data.mul_(np.nan))
 )
