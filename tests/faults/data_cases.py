@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from fault import Outcome, case
 from command import Command
+from fault import Outcome, case
 from PIL import Image
 
 COCO, MAPS, FOLDERS = 'COCO files', 'Label maps', 'Folders of classes'

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fault import Outcome, case
 from command import CONFIG, TINY, Command, Ended, train
+from fault import Outcome, case
 
 KILLED, DISK, CHECKPOINTS = 'The process', 'The disk', 'The checkpoints'
 CHANGED, NUMBERS, DATA = 'A config that was changed', 'The numbers', 'Pictures and loaders'
