@@ -109,22 +109,15 @@ for how in ('twice', 'writing'):
 
 
 def test_death_of_the_process_leaves_a_whole_checkpoint(tmp_path):
+    script = SCRIPT.format(here=str(HERE), folder=f'{tmp_path}/')
     done = subprocess.run(
-        [
-            sys.executable,
-            '-W',
-            'ignore',
-            '-c',
-            SCRIPT.format(here=str(HERE), folder=f'{tmp_path}/'),
-        ],
+        [sys.executable, '-W', 'ignore', '-c', script],
         env=os.environ | dict(PYTHONPATH=str(HERE.parents[1]), OMP_NUM_THREADS='1'),
         capture_output=True,
         text=True,
     )
-    statuses = [-signal.SIGTERM, -signal.SIGKILL]
-    assert done.stdout.split()[-2:] == [str(int(status)) for status in statuses], done.stderr[
-        -2000:
-    ]
+    statuses = [str(-number.value) for number in (signal.SIGTERM, signal.SIGKILL)]
+    assert done.stdout.split()[-2:] == statuses, done.stderr[-2000:]
     for how in ('twice', 'writing'):
         assert find_newest(tmp_path / how) == (str(tmp_path / how / 'epoch_1.pth'), [])
 
