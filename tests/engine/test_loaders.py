@@ -69,6 +69,7 @@ def test_failing_loader_is_named_and_nothing_is_lost(tmp_path, monkeypatch, how,
     )
     with pytest.raises(LoaderError, match=said) as stopped:
         runner.train()
+    monkeypatch.setattr(loops, 'LOADER_TIMEOUT', 60)
     if how == 'hang':
         saved = re.search('all until then is in (.*): --resume auto', str(stopped.value))[1]
         assert find_newest(tmp_path / 'run').path == saved
