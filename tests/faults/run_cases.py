@@ -276,7 +276,7 @@ def _(folder):
     script.write_text(
         f'import os, sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n'
         'from run_cases import at_iteration, kill_self\n'
-        'if os.environ["RANK"] == "1" and sys.argv.pop() == "kill":\n'
+        'if sys.argv.pop() == "kill" and os.environ["RANK"] == "1":\n'
         '    at_iteration(8, kill_self)\n'
         'from focal_mm.cli.main import main\nmain()\n'
     )
@@ -286,7 +286,7 @@ def _(folder):
         return subprocess.run(
             [
                 *(sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run'),
-                *('--nproc-per-node=2', '--master-port=0', script, 'train', CONFIG, '--mini'),
+                *('--nproc-per-node=2', '--standalone', script, 'train', CONFIG, '--mini'),
                 *('--work-dir', work_dir, *RESUME, '--cfg-options', *settings, how),
             ],
             capture_output=True,
@@ -295,8 +295,8 @@ def _(folder):
         )
 
     killed = run(folder / 'run', 'kill')
-    resumed = run(folder / 'run', 'x=0')
-    undisturbed = run(folder / 'whole', 'x=0')
+    resumed = run(folder / 'run', 'go on')
+    undisturbed = run(folder / 'whole', 'go on')
     same = digest(folder / 'run' / 'epoch_4.pth') == digest(folder / 'whole' / 'epoch_4.pth')
     good = killed.returncode != 0 and resumed.returncode == undisturbed.returncode == 0 and same
     return Outcome(
