@@ -170,7 +170,7 @@ class _Durable:
             if ours is not None:
                 print_log(f'seed {theirs} of the checkpoint, not {ours}', 'current', level=30)
             self._randomness_cfg.update(seed=theirs)
-            self._seed()
+            self._set_seed()
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Resume from a checkpoint, once all of it is known to fit.
@@ -231,7 +231,7 @@ class _Durable:
         if position['seed'] is not None and hasattr(sampler, 'seed'):
             sampler.seed = position['seed']
 
-    def _seed(self) -> None:
+    def _set_seed(self) -> None:
         raise NotImplementedError
 
 
@@ -248,7 +248,7 @@ class DurableRunner(_Durable, Runner):
     ``resume='auto'``, which starts from ``load_from`` if there is none.
     """
 
-    def _seed(self) -> None:
+    def _set_seed(self) -> None:
         self.set_randomness(**self._randomness_cfg)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
@@ -277,7 +277,7 @@ class DurableFlexibleRunner(_Durable, FlexibleRunner):
         super().__init__(*args, resume=bool(resume), **kwargs)
         self._resume = resume
 
-    def _seed(self) -> None:
+    def _set_seed(self) -> None:
         self.strategy._randomness.update(seed=self._randomness_cfg['seed'])
         self.strategy._set_randomness(**self.strategy._randomness)
 

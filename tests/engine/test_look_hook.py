@@ -6,7 +6,7 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from PIL import Image
-from tiny_run import make_runner
+from tiny_run import Noise, make_runner
 
 from focal_mm.engine import LookHook
 
@@ -48,6 +48,9 @@ def test_sheets_reach_the_visualizer_and_leave_the_training_alone(picture, tmp_p
             model=Seeing(drop_path_rate=0.2),
             custom_hooks=hooks,
             train_cfg=dict(by_epoch=True, max_epochs=2),
+            train_dataloader=dict(
+                dataset=Noise(), batch_size=6, sampler=dict(type='DefaultSampler', shuffle=True)
+            ),
             val_dataloader=None,
             val_cfg=None,
             val_evaluator=None,
