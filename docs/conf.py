@@ -38,14 +38,6 @@ def draw(app: Sphinx) -> None:
         subprocess.run([sys.executable, HERE / 'blocks.py', 'own_data.md', generated], check=True)
 
 
-def leave_out_missing(app: Sphinx, name: str, source: list[str]) -> None:
-    """Take patterns such as ``look*`` out of the table of contents where no page has the name."""
-    lines = source[0].splitlines()
-    if name == 'index':
-        lines = [line for line in lines if not line.endswith('*') or any(HERE.glob(f'{line}.md'))]
-        source[0] = '\n'.join(lines)
-
-
 def write_math(self: object, node: nodes.math | nodes.math_block) -> None:
     """Write MathML, which browsers draw without a script or a network."""
     display = 'block' if isinstance(node, nodes.math_block) else 'inline'
@@ -60,4 +52,3 @@ def setup(app: Sphinx) -> None:
     """Register what is above."""
     app.add_html_math_renderer('mathml', (write_math, None), (write_math, None))
     app.connect('builder-inited', draw)
-    app.connect('source-read', leave_out_missing)
