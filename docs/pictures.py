@@ -7,6 +7,7 @@ and performance.md; tests/test_docs.py draws them again and compares.
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
@@ -31,7 +32,7 @@ def grid(ax: Axes, cells: int) -> None:
     ax.axis('off')
 
 
-def square(ax: Axes, left: float, top: float, side: float, color: str, **style: object) -> None:
+def square(ax: Axes, left: float, top: float, side: float, color: str, **style: Any) -> None:
     """Draw a square."""
     style = dict(fill=False, lw=1.5) | style
     ax.add_patch(Rectangle((left, top), side, side, color=color, **style))
