@@ -223,9 +223,9 @@ def mixing_flow(ax: Axes) -> None:
     arrow(ax, (1.6, 2.25), (1.6, 3.35))
     arrow(ax, (6.4, 2.25), (6.4, 4.35))
     arrow(ax, (5.4, 2.25), (2.7, 3.6))
-    ax.text(3.5, 2.6, 'channel interaction', fontsize=8)
+    ax.text(2.0, 2.65, 'channel interaction', fontsize=8)
     arrow(ax, (2.65, 3.8), (5.35, 4.6))
-    ax.text(3.3, 4.7, 'spatial interaction', fontsize=8)
+    ax.text(3.9, 3.85, 'spatial interaction', fontsize=8)
     arrow(ax, (1.6, 4.05), (3.2, 5.95))
     arrow(ax, (6.4, 5.05), (4.9, 5.95))
 
