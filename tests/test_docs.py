@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*(ROOT / 'docs').glob('*.md'), ROOT / 'README.md', ROOT / 'CONTRIBUTING.md'])
+PAGES = sorted([*(ROOT / 'docs').glob('*.md'), *ROOT.glob('*.md')])
 
 
 def load(name):
