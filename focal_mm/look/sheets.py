@@ -313,6 +313,8 @@ def _show_windows(axes: Axes, block: Block, stride: int, picture: np.ndarray) ->
 def _show_channels(axes: Axes, weights: np.ndarray) -> None:
     axes.bar(np.arange(len(weights)), weights, width=1, color=PARTS[0])
     axes.set(ylim=(0, 1), xlim=(-0.5, len(weights) - 0.5))
+    axes.set_box_aspect(0.8)
+    axes.yaxis.tick_right()
     axes.tick_params(labelsize=5, length=1.5)
     axes.set_axis_on()
 
@@ -372,9 +374,12 @@ def _matrix(values: np.ndarray) -> Callable[[Axes], None]:
 
 def _signed(values: np.ndarray) -> Callable[[Axes], None]:
     most = float(np.abs(values).max()) or 1.0
-    return lambda axes: _add_scale(
-        axes, axes.imshow(values, SIGNED, vmin=-most, vmax=most, aspect='auto')
-    )
+
+    def draw(axes: Axes) -> None:
+        _add_scale(axes, axes.imshow(values, SIGNED, vmin=-most, vmax=most, aspect='auto'))
+        axes.set_box_aspect(1)
+
+    return draw
 
 
 def _kernel(kernel: np.ndarray) -> Callable[[Axes], None]:
@@ -399,7 +404,7 @@ def _kernel(kernel: np.ndarray) -> Callable[[Axes], None]:
 
 
 def _add_scale(axes: Axes, drawn: Any) -> None:
-    bar = axes.figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02)
+    bar = axes.figure.colorbar(drawn, cax=axes.inset_axes((1.03, 0, 0.05, 1)))
     bar.ax.tick_params(labelsize=5, length=1.5)
     bar.outline.set_linewidth(0.4)  # type: ignore[operator]
 
