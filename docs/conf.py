@@ -32,10 +32,11 @@ suppress_warnings = ['ref.python']
 
 
 def draw(app: Sphinx) -> None:
-    """Run the steps of own_data.md, whose pictures the page shows."""
+    """Run the steps of own_data.md and look.md, whose pictures the pages show."""
     generated = HERE / 'generated'
     if not generated.is_dir():
-        subprocess.run([sys.executable, HERE / 'blocks.py', 'own_data.md', generated], check=True)
+        for page in ('own_data.md', 'look.md'):
+            subprocess.run([sys.executable, HERE / 'blocks.py', page, generated], check=True)
 
 
 def leave_out_missing(app: Sphinx, name: str, source: list[str]) -> None:
