@@ -420,7 +420,7 @@ def _draw(survey: Survey, part: str, rows: Sequence[Row]) -> Figure:
         ]
     height, width = survey.sample.picture.shape[:2]
     columns = max(4, *(len(row.panels) for row in rows))
-    panel = 0.82 * WIDTH / columns  # beside its scale
+    panel = 0.77 * WIDTH / columns  # beside its scale
     heights = [panel * (row.height or min(max(height / width, 0.4), 2.5)) + 0.42 for row in rows]
     # Placed by hand: matplotlib's own layouts take seconds for so many panels.
     heights = [TITLE, *heights]
@@ -435,7 +435,7 @@ def _draw(survey: Survey, part: str, rows: Sequence[Row]) -> Figure:
     )
     for row, sub, tall in zip(rows, parts, heights[1:]):
         sub.suptitle(row.caption, x=0.01, y=1 - 0.02 / tall, ha='left', fontsize=7)
-        margins = dict(left=0.01, right=0.94, top=1 - 0.32 / tall, bottom=0.06 / tall, wspace=0.3)
+        margins = dict(left=0.01, right=0.93, top=1 - 0.32 / tall, bottom=0.06 / tall, wspace=0.38)
         cells = np.atleast_1d(sub.subplots(1, columns, gridspec_kw=margins))
         for axes in cells:
             axes.set_axis_off()

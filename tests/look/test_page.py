@@ -146,6 +146,19 @@ def test_attention_of_the_query_is_that_of_the_arrays(browser, nets, surveys):
         np.testing.assert_allclose(sorted(values), sorted(weights[under]), atol=2e-4)
 
 
+def test_receptive_field_lies_around_the_query(browser, nets):
+    field = look.receptive_fields(nets('focalnet'))[0][0][1]
+    choose(browser, 'fields', stage=1, block=1, level=2)
+    point(browser, 0, 46, 62, click=True)
+    middle = len(field) // 2
+    for down, right in ((0, 0), (2, -1)):
+        text = point(browser, 0, 46 + 4 * right, 62 + 4 * down)
+        where, _, value = text.partition(': ')
+        assert where == f'row {15 + down}, column {11 + right}'
+        assert float(value) == pytest.approx(field[middle + down, middle + right], rel=2e-3)
+    assert point(browser, 0, 5, 5) == 'row 1, column 1'
+
+
 def test_finger_moves_the_query(browser, nets, surveys):
     choose(browser, 'norm', stage=1)
     canvas = browser.find_element(By.CSS_SELECTOR, 'canvas.picture')
