@@ -182,9 +182,6 @@ def look(
             "no class-activation maps without the package grad-cam: pip install 'focal-mm[look]'",
             file=sys.stderr,
         )
-    steps = [step for model in models for step in pipeline_of(getattr(model.net, 'cfg', None))]
-    if not whole and any(map(crops, steps)):
-        print("cropped as the config's test pipeline does; --whole shows all", file=sys.stderr)
     files: list[Path] = []
     skipped: dict[str, str] = {}
     surveys: list[Survey] = []
@@ -205,6 +202,9 @@ def look(
         name = _stem(source, sources)
         name += f'-{models.index(model) + 1}' if len(models) > 1 else ''
         files += _draw_sheets(found, output, name, query, every_block)
+    steps = [step for model in models for step in pipeline_of(getattr(model.net, 'cfg', None))]
+    if not whole and any(map(crops, steps)):
+        print("cropped as the config's test pipeline does; --whole shows all", file=sys.stderr)
     if surveys:
         files.append(write_page(surveys, output.folder / f'{output.stem or "look"}.html'))
     return files, skipped
