@@ -423,7 +423,7 @@ def _draw(survey: Survey, part: str, rows: Sequence[Row]) -> Figure:
     height, width = survey.sample.picture.shape[:2]
     columns = max(4, *(len(row.panels) for row in rows))
     panel = 0.77 * WIDTH / columns  # beside its scale
-    heading = textwrap.fill(f'{survey.heading} · {part}', 84)
+    heading = textwrap.fill(f'{survey.heading} · {part}', 96)
     captions = [textwrap.fill(row.caption, 125) for row in rows]
     above = [0.19 + LINE * (1 + caption.count('\n')) for caption in captions]
     heights = [
