@@ -36,14 +36,15 @@ suppress_warnings = ['ref.python']
 
 
 def draw(app: Sphinx) -> None:
-    """Run the steps of own_data.md, whose pictures the page shows."""
-    page, last = HERE / 'own_data.md', HERE / 'generated/found.png'
-    if not last.is_file() or last.stat().st_mtime < page.stat().st_mtime:
-        subprocess.run(
-            [sys.executable, HERE / 'blocks.py', page.name, last.parent],
-            check=True,
-            env=os.environ | dict(OMP_NUM_THREADS='1'),  # small maps: more threads only wait
-        )
+    """Run the steps of the pages that show pictures of them."""
+    for page, last in (('own_data.md', 'found.png'), ('look.md', 'attention.png')):
+        picture = HERE / 'generated' / last
+        if not picture.is_file() or picture.stat().st_mtime < (HERE / page).stat().st_mtime:
+            subprocess.run(
+                [sys.executable, HERE / 'blocks.py', page, picture.parent],
+                check=True,
+                env=os.environ | dict(OMP_NUM_THREADS='1'),  # small maps: more threads only wait
+            )
 
 
 def write_math(self: object, node: nodes.math | nodes.math_block) -> None:

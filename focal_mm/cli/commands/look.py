@@ -66,6 +66,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         'middle',
     )
     parser.add_argument(
+        '--whole',
+        action='store_true',
+        help="leave out the crops of the config's test pipeline, so that all of a picture is seen",
+    )
+    parser.add_argument(
         '--blocks',
         choices=('last', 'all'),
         default='last',
@@ -117,6 +122,7 @@ def run(args: Namespace) -> None:
             args.blocks == 'all',
             args.layer,
             args.label,
+            args.whole,
         )
     for picture, reason in skipped.items():
         print(printable(f'{picture}: left out: {reason}'), file=sys.stderr)
