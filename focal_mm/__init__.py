@@ -48,9 +48,9 @@ mmengine, mmcv, mmpretrain, mmdet, mmseg
     wrapped to work for parts of our backbones. mmpretrain's ``list_models``, ``get_model`` and
     ``inference_model`` know our classifiers by name, and ``LearningRateDecayOptimizerConstructor``
     of mmdet and mmseg takes our backbones. mmcv's SyncBatchNorm, ``MMSyncBN`` in configs, can be
-    built without a process group, where it is PyTorch's, and its ``roi_align`` can be exported to
-    ONNX of opset 13 and later. An entry in ``sys.meta_path`` waits for the modules that are not
-    imported yet.
+    built without a process group, where it is PyTorch's, and has weights of 1 at the start instead
+    of random ones; mmcv's ``roi_align`` can be exported to ONNX of opset 13 and later. An entry in
+    ``sys.meta_path`` waits for the modules that are not imported yet.
 
 PyTorch
     There is an operator ``torch.ops.focal_mm.depthwise_weight_gradient``.

@@ -214,7 +214,6 @@ def test_killed_process_is_restarted_and_nothing_differs(folder):
     torch.testing.assert_close(weights(folder / 'parts'), whole, atol=0, rtol=0)
 
 
-@pytest.mark.xfail(reason='the first loss differs by 0.005; the cause is not found yet')
 def test_two_processes_equal_one_with_the_batch_of_both(folder, tmp_path):
     _, losses, metrics = train(tmp_path, 4)
     their_losses, their_metrics = torch.load(folder / 'found.pt')['whole']
