@@ -187,6 +187,8 @@ def folder(tmp_path_factory):
                     map(str, (Path(__file__).parents[2], Path(__file__).parent))
                 ),
                 OMP_NUM_THREADS='1',
+                # With the store of the agents, processes find the addresses of those before them.
+                TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1',
             ),
         )
         for _ in range(2)
