@@ -80,11 +80,13 @@ def shard(cfg: Config, kind: str) -> None:
         cfg.strategy = dict(type='focal_mm.ShardedStrategy', sync_bn=cfg.get('sync_bn'))
         return
     if find_spec('deepspeed') is None:
-        raise ModuleNotFoundError('--sharded deepspeed needs a package: pip install deepspeed')
+        raise ModuleNotFoundError(
+            '--sharded deepspeed needs a package: pip install "deepspeed<0.19"'
+        )
     strategy = dict(
         type='DeepSpeedStrategy',
         zero_optimization=dict(stage=2, overlap_comm=True, contiguous_gradients=True),
-        zero_allow_untested_optimizer=True,
+        config=dict(zero_allow_untested_optimizer=True),
         gradient_accumulation_steps=wrapper.get('accumulative_counts', 1),
     )
     clip = wrapper.get('clip_grad') or {}
