@@ -126,7 +126,7 @@ def test_maps_and_gradients_are_finite_and_the_same_by_all_kernels(name, data):
         (math.ceil(height / stride / 2**i), math.ceil(width / stride / 2**i)) for i in range(stages)
     ]
     if lacks_statistics(name, batch, height, width, training):
-        with pytest.raises(ValueError, match=rf'{name}: batch of 1, .*{height}x{width}.*larger'):
+        with pytest.raises(ValueError, match='Expected more than 1 value'):
             run(net, x, 'fast')
         return
     maps, gradients = run(net, x, 'fast')

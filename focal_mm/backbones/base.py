@@ -121,30 +121,6 @@ def _kept_statistics(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-@contextmanager
-def explain_norms(net: nn.Module, x: Tensor) -> Iterator[None]:
-    """Say what to do where a norm of a network finds a single value, which has no variance.
-
-    Args:
-        net (nn.Module): The network.
-        x (Tensor): The images, shape (N, C, H, W).
-
-    Raises:
-        ValueError: In place of PyTorch's, which knows neither network nor images.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if not str(error).startswith('Expected more than 1'):
-            raise
-        height, width = x.shape[-2:]
-        raise ValueError(
-            f'{type(net).__name__}: batch of {len(x)}, images of {height}x{width} pixels: a norm '
-            f'gets one value, which has no variance ({error}); train with larger images or '
-            'batches, or keep the statistics of BatchNorm fixed by norm_eval=True'
-        ) from error
-
-
 def recompute(function: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Call a function whose results are computed again in the backward pass, to save memory.
 
@@ -455,17 +431,15 @@ class StagedBackbone(BaseModule, FittedBackbone):
         """(N, in_channels, H, W), any H, W >= 1 -> maps of ``out_indices``, each
         (N, C_i, ceil(H / s_i), ceil(W / s_i)) with s_i = patch_size * 2**i.
         """
-        # torch.compile does not trace an except clause.
-        with nullcontext() if is_graph() else explain_norms(self, x):
-            x = self.pos_drop(self.patch_embed(x))
-            maps = []
-            for i, stage in enumerate(self.layers):
-                x = stage(x)
-                if i in self.out_indices:
-                    out = getattr(self, f'norm{i}')(x) if self.out_norm else x
-                    maps.append(out.permute(0, 3, 1, 2).contiguous())
-                if stage.downsample is not None:
-                    x = stage.downsample(x.permute(0, 3, 1, 2))
+        x = self.pos_drop(self.patch_embed(x))
+        maps = []
+        for i, stage in enumerate(self.layers):
+            x = stage(x)
+            if i in self.out_indices:
+                out = getattr(self, f'norm{i}')(x) if self.out_norm else x
+                maps.append(out.permute(0, 3, 1, 2).contiguous())
+            if stage.downsample is not None:
+                x = stage.downsample(x.permute(0, 3, 1, 2))
         return tie_maps(maps, self)
 
     def init_weights(self) -> None:

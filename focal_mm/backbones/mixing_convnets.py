@@ -4,18 +4,16 @@ mmdet is needed to build these, and imported only then.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..kernels.dispatch import is_graph
 from ..kernels.narrow import NarrowConv2d
 from ..registry import MODELS
 from ..weights.loading import FittedBackbone
 from .arguments import drop_path_rates, stage_indices
-from .base import Mlp, Stage, explain_norms, fix_statistics, tie_maps
+from .base import Mlp, Stage, fix_statistics, tie_maps
 from .mixformer import ConvMerging, MixingAttention, MixingBlock
 
 
@@ -77,9 +75,8 @@ class MixingConvNet(BaseModule, FittedBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> maps of ``out_indices``, (N, C_i, ~H / 2**(i + 2), ~W / 2**(i + 2))."""
-        with nullcontext() if is_graph() else explain_norms(self, x):
-            outs = list(self.convnet(x))
-            x = self.stage(self.downsample(outs[-1]))
+        outs = list(self.convnet(x))
+        x = self.stage(self.downsample(outs[-1]))
         outs.append(x.permute(0, 3, 1, 2).contiguous())
         return tie_maps([outs[i] for i in self.out_indices], self)
 
