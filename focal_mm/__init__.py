@@ -35,8 +35,9 @@ Checkpoints
 
 Files
     mmengine's tables ``backends`` and ``prefix_to_backends`` have the file backend ``fsspec``,
-    which is :class:`focal_mm.storage.FsspecBackend` and reads addresses of ``gs://``, ``gcs://``, ``az://`` and ``abfs://``, and of ``s3://`` where
-    ``petrel_client``, to which mmengine gives them, is not installed.
+    which is :class:`focal_mm.storage.FsspecBackend` and reads addresses of ``gs://``, ``gcs://``,
+    ``az://`` and ``abfs://``, and of ``s3://`` where ``petrel_client``, to which mmengine gives
+    them, is not installed.
 
 Names of configs
     mmengine's ``Config.fromfile``, ``Config._get_cfg_path`` (for ``_base_``) and ``hub.get_config``

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
-from mmengine.runner import load_checkpoint
 from tiny_run import FLEXIBLE, At, Net, Scaled, make_runner
 
 from focal_mm.engine import NonFiniteError, find_newest, load_incident
