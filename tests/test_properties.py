@@ -148,7 +148,11 @@ def test_maps_and_gradients_are_finite_and_the_same_by_all_kernels(name, data):
 def live_bytes() -> int:
     """Return the size of all tensors in memory."""
     gc.collect()
-    tensors = [t for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
+    tensors = [
+        t
+        for t in gc.get_objects()
+        if type(t) in (Tensor, nn.Parameter) and t.layout == torch.strided
+    ]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 

@@ -81,6 +81,7 @@ def write_coco_part(root: Path, part: str) -> list[str]:
             if not path.is_file():
                 continue
             whole = _read(path)
+            _require_names(path, whole['images'])
             chosen = choose((Path(image['file_name']).stem for image in whole['images']), part)
             images = [image for image in whole['images'] if Path(image['file_name']).stem in chosen]
             ids = {image['id'] for image in images}
@@ -208,7 +209,12 @@ def _read(path: Path) -> dict[str, Any]:
         isinstance(content.get(key), list) for key in ('images', 'annotations')
     ):
         raise ValueError(f'{path} has no images and annotations, as a file of COCO has')
-    for image in content['images']:
+    return content
+
+
+def _require_names(path: Path, images: list) -> None:
+    """Raise a ValueError if a picture is not named by a file in a folder, as COCO's are."""
+    for image in images:
         name = image.get('file_name') if isinstance(image, dict) else None
         if (
             not isinstance(name, str)
@@ -217,7 +223,6 @@ def _read(path: Path) -> dict[str, Any]:
             or not name.isprintable()
         ):
             raise ValueError(f'{path}: file_name {name!r} is no name of a picture in a folder')
-    return content
 
 
 def _write(path: Path, text: str) -> None:
