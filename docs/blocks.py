@@ -68,9 +68,10 @@ def read_blocks(page: Path) -> list[Block]:
     """Return the fenced blocks of a page, directives left out."""
     blocks, mark, of_page = [], None, ''
     for token in MarkdownIt().parse(page.read_text()):
+        first, last = token.map or (0, 0)
         if token.type == 'html_block' and (found := MARK.fullmatch(token.content)):
             mark = found.groups()
-            if token.map == [0, 1]:
+            if (first, last) == (0, 1):
                 of_page = mark[1]
         elif token.type == 'fence':
             language = token.info.strip()
@@ -79,7 +80,7 @@ def read_blocks(page: Path) -> list[Block]:
                 blocks.append(
                     Block(
                         page,
-                        token.map[0] + 1,
+                        first + 1,
                         language,
                         token.content,
                         value if kind == 'not run' else '',

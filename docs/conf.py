@@ -1,5 +1,6 @@
 """Sphinx: the pages of this folder as HTML, ``make docs``."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,9 @@ myst_heading_anchors = 3
 html_theme = 'furo'
 html_title = 'focal_mm'
 html_copy_source = False
+html_show_copyright = False
+html_static_path = ['static']
+html_css_files = ['page.css']
 html_math_renderer = 'mathml'
 # Type hints and docstrings already give the types of arguments.
 autodoc_typehints = 'none'
@@ -32,26 +36,23 @@ suppress_warnings = ['ref.python']
 
 
 def draw(app: Sphinx) -> None:
-    """Run the steps of own_data.md, whose pictures the page shows."""
-    generated = HERE / 'generated'
-    if not generated.is_dir():
-        subprocess.run([sys.executable, HERE / 'blocks.py', 'own_data.md', generated], check=True)
-
-
-def leave_out_missing(app: Sphinx, name: str, source: list[str]) -> None:
-    """Take patterns such as ``look*`` out of the table of contents where no page has the name."""
-    lines = source[0].splitlines()
-    if name == 'index':
-        lines = [line for line in lines if not line.endswith('*') or any(HERE.glob(f'{line}.md'))]
-        source[0] = '\n'.join(lines)
+    """Run the steps of the pages that show pictures of them."""
+    for page, last in (('own_data.md', 'found.png'), ('look.md', 'attention.png')):
+        picture = HERE / 'generated' / last
+        if not picture.is_file() or picture.stat().st_mtime < (HERE / page).stat().st_mtime:
+            subprocess.run(
+                [sys.executable, HERE / 'blocks.py', page, picture.parent],
+                check=True,
+                env=os.environ | dict(OMP_NUM_THREADS='1'),  # small maps: more threads only wait
+            )
 
 
 def write_math(self: object, node: nodes.math | nodes.math_block) -> None:
     """Write MathML, which browsers draw without a script or a network."""
     display = 'block' if isinstance(node, nodes.math_block) else 'inline'
     math = convert(node.astext(), display=display)
-    if display == 'block':  # the theme's frame is too low for sums, and would scroll
-        math = f'<div style="overflow: hidden; padding: 0.6em 0">{math}</div>'
+    if display == 'block':
+        math = f'<div class="equation">{math}</div>'
     self.body.append(math)  # type: ignore[attr-defined]
     raise nodes.SkipNode
 
@@ -60,4 +61,3 @@ def setup(app: Sphinx) -> None:
     """Register what is above."""
     app.add_html_math_renderer('mathml', (write_math, None), (write_math, None))
     app.connect('builder-inited', draw)
-    app.connect('source-read', leave_out_missing)

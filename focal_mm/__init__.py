@@ -27,15 +27,17 @@ Missing packages
 
 Checkpoints
     mmengine's ``CheckpointLoader`` takes ``focal://`` names, and reads files, addresses
-    (``http://``, ``https://``, ``s3://``) and what ``openmmlab://`` names stand for without running
-    code that they contain: a file that names anything but plain data is refused, unless
-    ``FOCAL_MM_TRUST`` names it (:func:`focal_mm.weights.trust`). Weights that are NaN are refused,
-    too. In mmengine's module, ``load_from_http`` and ``_safe_torch_load`` are replaced.
+    (``http://``, ``https://``, ``s3://``, ``petrel://``) and what ``openmmlab://`` names stand for
+    without running code that they contain: a file that names anything but plain data is refused,
+    unless ``FOCAL_MM_TRUST`` names it (:func:`focal_mm.weights.trust`). Weights that are NaN are
+    refused, too. mmengine's ``checkpoint.load_from_http`` and, where it is there,
+    ``checkpoint._safe_torch_load`` are replaced.
 
 Files
-    mmengine's file backend ``fsspec`` is :class:`focal_mm.storage.FsspecBackend`, which reads
-    addresses of ``gs://``, ``gcs://``, ``az://`` and ``abfs://``, and of ``s3://`` where
-    ``petrel_client``, to which mmengine gives them, is not installed.
+    mmengine's tables ``backends`` and ``prefix_to_backends`` have the file backend ``fsspec``,
+    which is :class:`focal_mm.storage.FsspecBackend` and reads addresses of ``gs://``, ``gcs://``,
+    ``az://`` and ``abfs://``, and of ``s3://`` where ``petrel_client``, to which mmengine gives
+    them, is not installed.
 
 Names of configs
     mmengine's ``Config.fromfile``, ``Config._get_cfg_path`` (for ``_base_``) and ``hub.get_config``
@@ -48,9 +50,9 @@ mmengine, mmcv, mmpretrain, mmdet, mmseg
     wrapped to work for parts of our backbones. mmpretrain's ``list_models``, ``get_model`` and
     ``inference_model`` know our classifiers by name, and ``LearningRateDecayOptimizerConstructor``
     of mmdet and mmseg takes our backbones. mmcv's SyncBatchNorm, ``MMSyncBN`` in configs, can be
-    built without a process group, where it is PyTorch's, and its ``roi_align`` can be exported to
-    ONNX of opset 13 and later. An entry in ``sys.meta_path`` waits for the modules that are not
-    imported yet.
+    built without a process group, where it is PyTorch's, and has weights of 1 at the start instead
+    of random ones; mmcv's ``roi_align`` can be exported to ONNX of opset 13 and later. An entry in
+    ``sys.meta_path`` waits for the modules that are not imported yet.
 
 PyTorch
     There is an operator ``torch.ops.focal_mm.depthwise_weight_gradient``.

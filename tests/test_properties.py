@@ -16,7 +16,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from focal_mm import kernels
 from focal_mm.backbones import (
@@ -95,10 +94,13 @@ def assert_near(ours: list[Tensor], theirs: list[Tensor], error: float) -> None:
         assert not a.numel() or (a - b).abs().max() <= error * scale
 
 
-def lacks_statistics(net: nn.Module, x: Tensor, sides: tuple[int, int], training: bool) -> bool:
-    """Return whether a BatchNorm is to learn from one value, of which there is no variance."""
-    has_norms = any(isinstance(module, _BatchNorm) for module in net.modules())
-    return training and has_norms and len(x) * sides[0] * sides[1] <= 1
+def lacks_statistics(name: str, batch: int, height: int, width: int, training: bool) -> bool:
+    """Return whether a BatchNorm is to learn from one value, of which there is no variance.
+
+    It happens on the convolutional networks' map of stride 16; mixing blocks have padded windows.
+    """
+    convolves = name in ('MixingResNet', 'MixingMobileNetV2')
+    return convolves and training and batch == 1 and max(height, width) <= 16
 
 
 @pytest.mark.parametrize('name', NETS)
@@ -123,8 +125,8 @@ def test_maps_and_gradients_are_finite_and_the_same_by_all_kernels(name, data):
     sides = [
         (math.ceil(height / stride / 2**i), math.ceil(width / stride / 2**i)) for i in range(stages)
     ]
-    if lacks_statistics(net, x, sides[out_indices[-1] if stages == 4 else 0], training):
-        with pytest.raises(ValueError, match='Expected more than 1'):
+    if lacks_statistics(name, batch, height, width, training):
+        with pytest.raises(ValueError, match='Expected more than 1 value'):
             run(net, x, 'fast')
         return
     maps, gradients = run(net, x, 'fast')
@@ -146,7 +148,11 @@ def test_maps_and_gradients_are_finite_and_the_same_by_all_kernels(name, data):
 def live_bytes() -> int:
     """Return the size of all tensors in memory."""
     gc.collect()
-    tensors = [t for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
+    tensors = [
+        t
+        for t in gc.get_objects()
+        if type(t) in (Tensor, nn.Parameter) and t.layout == torch.strided
+    ]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
@@ -154,15 +160,15 @@ def live_bytes() -> int:
 def test_memory_is_bounded_after_500_sizes():
     """Focal Transformer caches plans of windows by the size of the map."""
     cls, arguments = NETS['FocalTransformer tiny']
-    net = cls(**arguments, out_indices=0).eval()
-    sizes = random.Random(0).sample([(h, w) for h in range(1, 97) for w in range(1, 97)], 500)
+    net = cls(**arguments, patch_size=1, out_indices=0).eval()
+    sizes = random.Random(0).sample([(h, w) for h in range(1, 24) for w in range(1, 24)], 500)
     used = []
     for number, size in enumerate(sizes):
         with torch.no_grad():
             net(torch.zeros(1, 3, *size))
-        if number % 50 == 49:
+        if number in (249, 499):
             used.append(live_bytes())
-    assert max(used[5:]) < 1.5 * max(used[:5]) + 1e6
+    assert used[1] < 1.2 * used[0] + 1e6
 
 
 def test_what_is_cached_is_bounded():

@@ -388,12 +388,21 @@ def test_text_of_a_config_is_not_run(trained, resume, tmp_path, place):
         "_base_ = 'base.py'\nx = 1  # {}",
         "env_variables = dict(PATH='{}')",
         'def x(a={}): pass',
+        "model = dict(type='os.mkdir', path='ran')",
+        "x = [dict(a=(dict(type='subprocess.Popen', args=['mkdir', 'ran']),))]",
+        "model = dict(type='evil')  # {}",
+        "model = dict(type='evil.Net')  # {}",
+        "model = dict(type='mmengine.load', file='evil.pkl')",
+        "model = dict(type='torch.load', f='evil.pkl', weights_only=False)",
+        "model = dict(type='focal_mm.weights.trust')",
+        "model = dict(type='HFLlama', name='x/y', trust_remote_code=True)",
         b'x = 1',
         None,
     ],
 )
-def test_only_settings_are_kept_of_a_config(tmp_path, text):
+def test_only_settings_are_kept_of_a_config(tmp_path, monkeypatch, text):
     """mmengine's inferencers run it, too, if they are given nothing but a checkpoint."""
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / 'base.py').write_text(CODE.format(str(tmp_path / 'ran')))
     (tmp_path / 'evil.py').write_text(CODE.format(str(tmp_path / 'ran')))
     if isinstance(text, str):
@@ -411,6 +420,11 @@ def test_config_that_mmengine_has_printed_is_kept(tmp_path):
             custom_imports=dict(imports=['focal_mm'], allow_failed_imports=False),
             values=[1e9, -1.5, None, (1,), True],
             odd={1: 2, 'a-b': {}},
+            types=[
+                dict(type='torch.optim.sgd.SGD'),
+                dict(type='torch.nn.ReLU'),
+                dict(type='mmdet.ResNet'),
+            ],
         )
     )
     meta = dict(cfg=cfg.pretty_text)
@@ -441,6 +455,7 @@ def test_run_deletes_no_file_that_a_checkpoint_names(trained, resume, tmp_path, 
         dict(dataset_meta=dict(classes=('a',), palette=[(1, 2, 300)])),
         dict(dataset_meta=dict(classes=('a',), palette=[('1', '2', '3')])),
         dict(CLASSES=[b'a']),
+        dict(dataset_meta=dict(classes=('a\x1b]0;b\x07',))),
         dict(CLASSES=('a',), PALETTE=7),
         'meta',
         [('dataset_meta', {})],
@@ -452,6 +467,13 @@ def test_odd_names_of_classes_are_one_line(tmp_path, meta):
     with pytest.raises(CheckpointError, match=r'x\.pth: .*take its weights alone') as error:
         CheckpointLoader.load_checkpoint(str(tmp_path / 'x.pth'))
     assert str(error.value).isprintable()
+
+
+def test_name_of_a_tensor_leads_no_terminal(tmp_path):
+    """mmengine prints the names of tensors that a network does not expect."""
+    torch.save({'state_dict': {'a\x1b[2J\nb': torch.ones(1)}}, tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=r'x1b.* is no name of a tensor'):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'x.pth'))
 
 
 # ---- weights that are no numbers ---------------------------------------------------------------

@@ -6,6 +6,7 @@ import sys
 from mmengine.config import Config
 
 from ..datasets import check_config
+from ..messages import printable
 
 _SHOWN = 5  # warnings
 _RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
@@ -28,7 +29,7 @@ def require_sound_data(cfg: Config) -> None:
     report = check_config(cfg, loaders=('train_dataloader', 'val_dataloader'))
     warnings = [one for one in report.findings if one.level == 'warning']
     for finding in warnings[:_SHOWN]:
-        print(f'data: {finding}', file=sys.stderr)
+        print(printable(f'data: {finding}'), file=sys.stderr)
     if len(warnings) > _SHOWN:
         print(f'data: {len(warnings) - _SHOWN} more warnings', file=sys.stderr)
     if report.errors:

@@ -51,7 +51,7 @@ def _rows(name: str, value: Any) -> Iterator[tuple[str, str, str, str, int]]:
     elif isinstance(value, np.ndarray):
         yield from _rows(name, torch.from_numpy(value))
     elif isinstance(value, Tensor):
-        finite = value[value.isfinite()]
+        finite = (value.abs() if value.is_complex() else value)[value.isfinite()]
         low, high = (f'{v:.4g}' for v in (finite.min(), finite.max())) if len(finite) else ('', '')
         shape = 'x'.join(map(str, value.shape))
         yield name, shape, low, high, int((~value.isfinite()).sum())

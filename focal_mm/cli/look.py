@@ -17,11 +17,12 @@ from ..look import (
     class_activation,
     draw_block,
     draw_overview,
+    prepare,
     survey,
     write_page,
     write_sheet,
 )
-from ..look.samples import find_backbone, mixers_of
+from ..look.samples import crops, find_backbone, mixers_of, pipeline_of
 from ..look.sheets import SUFFIXES
 from ..weights import ZOO
 from .output import track
@@ -149,6 +150,7 @@ def look(
     every_block: bool = False,
     layer: str | None = None,
     label: int | None = None,
+    whole: bool = False,
 ) -> tuple[list[Path], dict[str, str]]:
     """Look at pictures with networks, and write sheets and a page.
 
@@ -162,6 +164,7 @@ def look(
             Default: False.
         layer (str, optional): Layer of the class-activation map. Default: the last stage.
         label (int, optional): Class of this map. Default: the one of the highest score.
+        whole (bool): Leave out the crops of a model's test pipeline. Default: False.
 
     Returns:
         tuple: The files that were written, and the pictures that could not be read with the reason.
@@ -191,13 +194,17 @@ def look(
         except ValueError as error:
             skipped[str(source.path)] = str(error)
             continue
-        found = survey(model.net, source.path, _title(source, sources), model.name, model.random)
+        sample = prepare(model.net, source.path, whole=whole)
+        found = survey(model.net, sample, _title(source, sources), model.name, model.random)
         if activates or layer is not None or label is not None:
-            found.activation = class_activation(model.net, found.sample, layer, label)
+            found.activation = class_activation(model.net, sample, layer, label)
         surveys.append(found)
         name = _stem(source, sources)
         name += f'-{models.index(model) + 1}' if len(models) > 1 else ''
         files += _draw_sheets(found, output, name, query, every_block)
+    steps = [step for model in models for step in pipeline_of(getattr(model.net, 'cfg', None))]
+    if not whole and any(map(crops, steps)):
+        print("cropped as the config's test pipeline does; --whole shows all", file=sys.stderr)
     if surveys:
         files.append(write_page(surveys, output.folder / f'{output.stem or "look"}.html'))
     return files, skipped

@@ -11,6 +11,8 @@ from datetime import timedelta
 from functools import wraps
 from typing import Any, TypeVar
 
+from ..messages import printable
+
 Item = TypeVar('Item')
 
 SECONDS_PER_LINE = 30  # between two lines of progress where stderr is not a terminal
@@ -26,7 +28,8 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
     Args:
         header (sequence of str): Names of the columns.
-        rows (iterable of sequences): Cells of each row; numbers are aligned to the right.
+        rows (iterable of sequences): Cells of each row; numbers are aligned to the right, and
+            control characters, which may come from a file of anybody, are escaped.
     """
     rows = [list(row) for row in rows]
     numeric = [
@@ -43,10 +46,10 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         for name, right in zip(header, numeric):
             table.add_column(name, justify='right' if right else 'left', overflow='fold')
         for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
+            table.add_row(*(Text(printable(str(cell))) for cell in row))
         Console().print(table)
         return
-    lines = [list(header), *([str(cell) for cell in row] for row in rows)]
+    lines = [list(header), *([printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
         cells = (

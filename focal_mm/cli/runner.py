@@ -250,6 +250,24 @@ def build_runner(cfg: Config) -> Runner:
     return type(cls.__name__, (_WithoutSyncBatchNorm, cls), {}).from_cfg(cfg)  # type: ignore[attr-defined]
 
 
+def _warn_of_restarts() -> None:
+    """Warn if torchrun is to restart processes, which then would not find each other.
+
+    The store of its agents outlives them, with the addresses of the processes that have died
+    (https://github.com/pytorch/pytorch/issues/135712).
+    """
+    if (
+        os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+        and os.environ.get('TORCHELASTIC_MAX_RESTARTS', '0') != '0'
+        and os.environ.get('RANK') == '0'
+    ):
+        print_log(
+            'restarts by torchrun may fail, since new processes find the addresses of dead ones; '
+            'set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, and on a single machine also '
+            'say --standalone'
+        )
+
+
 def run(cfg: Config, task: str) -> None:
     """Build the runner of a config and run it.
 
@@ -261,8 +279,10 @@ def run(cfg: Config, task: str) -> None:
         ValueError: If the data has errors, unless ``check_data`` of the config is False.
         SystemExit: After a signal and once all is saved, with 128 plus the number of the signal.
     """
-    if task == 'train' and cfg.get('check_data', True):
-        require_sound_data(cfg)
+    if task == 'train':
+        _warn_of_restarts()
+        if cfg.get('check_data', True):
+            require_sound_data(cfg)
     status = 0
     try:
         getattr(build_runner(cfg), task)()

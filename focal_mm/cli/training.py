@@ -1,9 +1,11 @@
 """Changes to a config that only training needs."""
 
 import os
+from importlib.metadata import version
 from importlib.util import find_spec
 
 from mmengine.config import Config, ConfigDict
+from mmengine.utils import digit_version
 
 from ..config import type_name
 from ..engine.skip_corrupt import name_corrupt
@@ -60,7 +62,7 @@ def shard(cfg: Config, kind: str) -> None:
             ``DeepSpeedStrategy``, ZeRO stage 2).
 
     Raises:
-        ModuleNotFoundError: If DeepSpeed is not installed.
+        ModuleNotFoundError: If DeepSpeed is not installed, or one that mmengine does not know.
         ValueError: If the processes are none of a launcher, or a hook or setting of the config
             needs whole models.
     """
@@ -79,12 +81,15 @@ def shard(cfg: Config, kind: str) -> None:
         cfg.runner_type = 'focal_mm.DurableFlexibleRunner'
         cfg.strategy = dict(type='focal_mm.ShardedStrategy', sync_bn=cfg.get('sync_bn'))
         return
-    if find_spec('deepspeed') is None:
-        raise ModuleNotFoundError('--sharded deepspeed needs a package: pip install deepspeed')
+    if not find_spec('deepspeed') or digit_version(version('deepspeed')) >= digit_version('0.19'):
+        # mmengine imports optimizers that 0.19 has dropped.
+        raise ModuleNotFoundError(
+            '--sharded deepspeed needs a package: pip install "deepspeed<0.19"'
+        )
     strategy = dict(
         type='DeepSpeedStrategy',
         zero_optimization=dict(stage=2, overlap_comm=True, contiguous_gradients=True),
-        zero_allow_untested_optimizer=True,
+        config=dict(zero_allow_untested_optimizer=True),
         gradient_accumulation_steps=wrapper.get('accumulative_counts', 1),
     )
     clip = wrapper.get('clip_grad') or {}

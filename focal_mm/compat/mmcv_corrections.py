@@ -10,11 +10,13 @@ from torch import nn
 from torch.nn.modules.utils import _pair
 
 
-def build_sync_bn_in_one_process(module: ModuleType) -> None:
-    """Make mmcv's SyncBatchNorm PyTorch's where there is nothing to synchronize.
+def start_sync_bn_as_batch_norm(module: ModuleType) -> None:
+    """Make mmcv's SyncBatchNorm start as a BatchNorm does, and be PyTorch's in a single process.
 
     Without a process group its constructor ends in "Default process group has not been
-    initialized", before mmengine's runner can replace it by a BatchNorm.
+    initialized", before mmengine's runner can replace it by a BatchNorm. With one, it draws its
+    weights from [0, 1), so that a network to which mmengine's ``sync_bn='mmcv'`` is applied would
+    be initialized with other random numbers in two processes than in one.
 
     Args:
         module (ModuleType): ``mmcv.ops.sync_bn``.
@@ -34,7 +36,14 @@ def build_sync_bn_in_one_process(module: ModuleType) -> None:
             return object.__new__(cls)
         return nn.SyncBatchNorm(num_features, eps, momentum, affine, track_running_stats)
 
+    def reset_parameters(self: Any) -> None:
+        self.reset_running_stats()
+        if self.affine:
+            nn.init.ones_(self.weight)
+            nn.init.zeros_(self.bias)
+
     module.SyncBatchNorm.__new__ = new
+    module.SyncBatchNorm.reset_parameters = reset_parameters
 
 
 def export_roi_align(module: ModuleType) -> None:
@@ -92,5 +101,5 @@ def export_roi_align(module: ModuleType) -> None:
 
 CORRECTIONS: dict[str, Callable[[ModuleType], None]] = {
     'mmcv.ops.roi_align': export_roi_align,
-    'mmcv.ops.sync_bn': build_sync_bn_in_one_process,
+    'mmcv.ops.sync_bn': start_sync_bn_as_batch_norm,
 }

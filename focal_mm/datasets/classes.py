@@ -32,7 +32,8 @@ def require_classes(cfg: Config, *loaders: str) -> None:
     Grounding DINO), are left alone.
 
     Args:
-        cfg (Config): A config of mmdet, mmseg or mmpretrain; others are left alone.
+        cfg (Config): A config of mmdet, mmseg or mmpretrain; others are left alone. It may be one
+            of datasets without a model.
         loaders (str): Keys of the data loaders that the run uses, as ``'train_dataloader'``.
 
     Raises:
@@ -40,7 +41,7 @@ def require_classes(cfg: Config, *loaders: str) -> None:
     """
     if library(cfg) not in ('mmdet', 'mmseg', 'mmpretrain'):
         return
-    if not cfg.model.keys().isdisjoint({'language_model', 'tracker'}):
+    if not cfg.get('model', {}).keys().isdisjoint({'language_model', 'tracker'}):
         return
     labels: dict[
         tuple[str, ...], str
@@ -196,7 +197,7 @@ def _require_heads(
         count = len(things)
     if not count:
         return
-    for path, node in _heads(cfg.model, 'model'):
+    for path, node in _heads(cfg.get('model', ConfigDict()), 'model'):
         own = 'num_things_classes' if 'num_things_classes' in node else 'num_classes'
         if node[own] < count or (node[own] > count and not spare):
             raise ValueError(

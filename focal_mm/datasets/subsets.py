@@ -34,6 +34,7 @@ from ..config import datasets_of, dicts, type_name
 PARTS = {'1pct': 0.01, '10pct': 0.1}
 COCO_ADDRESS = 'http://images.cocodataset.org/annotations/annotations_trainval2017.zip'
 ADE20K_ADDRESS = 'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip'
+_LARGEST_PICTURE = 100_000_000  # bytes
 _KINDS = ('instances', 'panoptic', 'person_keypoints')  # of COCO's annotations
 _COCO_FILE = re.compile(rf'\b({"|".join(_KINDS)})_(train|val)2017\.json$')
 _PART_FILE = re.compile(rf'_({"|".join(PARTS)})\.(json|txt)$')
@@ -80,6 +81,7 @@ def write_coco_part(root: Path, part: str) -> list[str]:
             if not path.is_file():
                 continue
             whole = _read(path)
+            _require_names(path, whole['images'])
             chosen = choose((Path(image['file_name']).stem for image in whole['images']), part)
             images = [image for image in whole['images'] if Path(image['file_name']).stem in chosen]
             ids = {image['id'] for image in images}
@@ -201,11 +203,26 @@ def _shorten_schedule(cfg: Config, fraction: float) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is no JSON ({error}); get the file again') from error
-    if not isinstance(content, dict) or not {'images', 'annotations'} <= content.keys():
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) for key in ('images', 'annotations')
+    ):
         raise ValueError(f'{path} has no images and annotations, as a file of COCO has')
     return content
+
+
+def _require_names(path: Path, images: list) -> None:
+    """Raise a ValueError if a picture is not named by a file in a folder, as COCO's are."""
+    for image in images:
+        name = image.get('file_name') if isinstance(image, dict) else None
+        if (
+            not isinstance(name, str)
+            or name in ('', '..')
+            or Path(name).name != name
+            or not name.isprintable()
+        ):
+            raise ValueError(f'{path}: file_name {name!r} is no name of a picture in a folder')
 
 
 def _write(path: Path, text: str) -> None:
@@ -251,12 +268,22 @@ def _extract(address: str, root: Path, prefix: str, wanted: list[str]) -> None:
                 ) as source:
                     shutil.copyfileobj(source, file)
                 with ZipFile(file) as archive:
+                    size, free = (
+                        sum(m.file_size for m in archive.infolist()),
+                        shutil.disk_usage(root).free,
+                    )
+                    if size > free:
+                        raise OSError(f'it unpacks to {size:,} bytes, the disk has {free:,}')
                     for member in archive.namelist():
                         name = member.removeprefix(prefix)
                         inside = any(f'{name}/'.startswith(f'{start}/') for start in missing)
                         if inside and not name.endswith('/') and '..' not in Path(name).parts:
-                            with whole_file(root / name) as part:
-                                part.write_bytes(archive.read(member))
+                            with (
+                                whole_file(root / name) as part,
+                                archive.open(member) as packed,
+                                part.open('wb') as unpacked,
+                            ):
+                                shutil.copyfileobj(packed, unpacked)
     except (OSError, HTTPException, BadZipFile) as error:
         raise FileNotFoundError(
             f'{root / missing[0]} is missing, and {address} cannot be downloaded ({error}); put '
@@ -273,8 +300,12 @@ def _download_images(images: list[dict], folder: Path) -> None:
     missing = [image for image in images if not (folder / image['file_name']).is_file()]
 
     def download(image: dict) -> None:
+        if not image['coco_url'].startswith(('http://', 'https://')):  # file:// is one, too
+            raise OSError(f'{image["coco_url"]} is no address on the web')
         with urlopen(image['coco_url'], timeout=20) as response:
-            content = response.read()
+            content = response.read(_LARGEST_PICTURE)
+        if len(content) == _LARGEST_PICTURE:
+            raise OSError(f'{image["coco_url"]} has {len(content):,} bytes or more')
         with whole_file(folder / image['file_name']) as part:
             part.write_bytes(content)
 
@@ -288,7 +319,7 @@ def _download_images(images: list[dict], folder: Path) -> None:
                 disable=not missing or not sys.stderr.isatty(),
             ):
                 pass
-    except (OSError, HTTPException, KeyError) as error:
+    except (OSError, HTTPException, KeyError, AttributeError, ValueError) as error:
         raise FileNotFoundError(
             f'{len(missing)} images are missing in {folder}, and cannot be downloaded '
             f'({type(error).__name__}: {error}); put the images of {folder.name} there'

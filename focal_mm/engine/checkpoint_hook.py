@@ -209,26 +209,29 @@ class DurableCheckpointHook(CheckpointHook):
         """Find the best checkpoints in the folder of this run, which may have been moved or copied.
         The score of one that is gone is forgotten, so that the best of those that follow is kept.
         """
+        if '://' in (self.out_dir or ''):
+            return
         hub = runner.message_hub
         work_dir = Path(runner.work_dir)
         folder = Path(self.out_dir, work_dir.name) if self.out_dir else work_dir
         found = {}
-        for key, path in hub.runtime_info.items():
-            if key.startswith('best_ckpt') and path and '://' not in path:
+        for score in hub.runtime_info:
+            if score.startswith('best_score'):
                 # One in another folder is of another run, which would lose it to a better one.
-                own = folder / Path(path).name
-                found[key] = str(own) if own.exists() else None
+                key = score.replace('best_score', 'best_ckpt')
+                own = folder / Path(hub.runtime_info.get(key) or '').name
+                found[score] = key, str(own) if own.is_file() else None
         shared = [found]
         broadcast_object_list(shared)  # other processes may not see the folder
-        for key, place in shared[0].items():
+        for score, (key, place) in shared[0].items():
             if place is None:
                 print_log(
-                    f'{hub.runtime_info.pop(key)}, the best checkpoint, is gone; the best one from '
-                    'now on is kept',
+                    f'the best checkpoint ({score} {hub.runtime_info.pop(score):.4f}) is gone; the '
+                    'best one from now on is kept',
                     'current',
                     logging.WARNING,
                 )
-                hub.runtime_info.pop(key.replace('best_ckpt', 'best_score'), None)
+                hub.runtime_info.pop(key, None)
             else:
                 hub.update_info(key, place)
 

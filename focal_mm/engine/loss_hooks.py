@@ -11,12 +11,12 @@ import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..registry import HOOKS
-from ..weights import CheckpointError
+from ..weights import CheckpointError, read_checkpoint
 from .checkpoints import write_whole
 from .process_state import is_sharded, named_parameters, network_of, optim_wrappers
 from .sampling import get_random_state, set_random_state
@@ -79,7 +79,7 @@ class NonFiniteHook(Hook):
     gradients are a part of mixed precision; they count once the scale has fallen below 1, since
     gradients which smaller scales do not mend are NaN.
 
-    A checkpoint that has such weights is neither saved nor loaded.
+    A checkpoint that has such weights is not saved.
     """
 
     priority = 'VERY_HIGH'
@@ -249,39 +249,13 @@ class NonFiniteHook(Hook):
         Raises:
             NonFiniteError: If one is not finite.
         """
-        for name in _nonfinite_weights(runner, checkpoint):
-            raise NonFiniteError(
-                f'{name} is not finite at iteration {runner.iter + 1}, so it is not saved; the '
-                'last checkpoint is as it was. A lower learning rate or clip_grad may help'
-            )
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check the weights that were read, before they are loaded.
-
-        Raises:
-            NonFiniteError: If one is not finite.
-        """
-        names = list(_nonfinite_weights(runner, checkpoint))
-        if names:
-            more = f' and {len(names) - 1} more' if names[1:] else ''
-            raise NonFiniteError(
-                f'{runner._load_from}: {names[0]}{more} of the weights: NaN or infinite, so the '
-                'training has failed; take an earlier checkpoint'
-            )
-
-
-def _nonfinite_weights(runner: Runner, checkpoint: dict) -> Iterator[str]:
-    """Yield the names of the parameters of a checkpoint that are not finite."""
-    state = checkpoint.get('state_dict', checkpoint)
-    known = {name for name, _ in named_parameters(runner)}
-    for name, value in state.items():
-        if (
-            name.removeprefix('module.') in known
-            and isinstance(value, Tensor)
-            and value.is_floating_point()
-            and not value.isfinite().all()
-        ):
-            yield name
+        known = {name for name, _ in named_parameters(runner)}
+        for name, value in checkpoint['state_dict'].items():
+            if name.removeprefix('module.') in known and not _are_finite([value]):
+                raise NonFiniteError(
+                    f'{name} is not finite at iteration {runner.iter + 1}, so it is not saved; the '
+                    'last checkpoint is as it was. A lower learning rate or clip_grad may help'
+                )
 
 
 def _are_finite(values: Iterable[Tensor]) -> bool:
@@ -347,7 +321,7 @@ def load_incident(path: str | Path) -> dict[str, Any]:
         CheckpointError: If it is no such file.
         FileNotFoundError: If there is no file.
     """
-    content = CheckpointLoader.load_checkpoint(str(path), 'cpu')
+    content = read_checkpoint(path)  # its weights may be NaN, which mmengine's loader refuses here
     if not isinstance(content, dict) or 'modules' not in content:
         raise CheckpointError(
             f'{path}: not written at a loss that is not finite, as nonfinite_iter_N.pt is'

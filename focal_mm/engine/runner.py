@@ -170,7 +170,7 @@ class _Durable:
             if ours is not None:
                 print_log(f'seed {theirs} of the checkpoint, not {ours}', 'current', level=30)
             self._randomness_cfg.update(seed=theirs)
-            self._seed()
+            self._set_seed()
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Resume from a checkpoint, once all of it is known to fit.
@@ -231,7 +231,7 @@ class _Durable:
         if position['seed'] is not None and hasattr(sampler, 'seed'):
             sampler.seed = position['seed']
 
-    def _seed(self) -> None:
+    def _set_seed(self) -> None:
         raise NotImplementedError
 
 
@@ -248,7 +248,7 @@ class DurableRunner(_Durable, Runner):
     ``resume='auto'``, which starts from ``load_from`` if there is none.
     """
 
-    def _seed(self) -> None:
+    def _set_seed(self) -> None:
         self.set_randomness(**self._randomness_cfg)
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
@@ -273,11 +273,13 @@ class DurableFlexibleRunner(_Durable, FlexibleRunner):
     checkpoints of DeepSpeed are folders of another kind, for which mmengine's own runner is.
     """
 
+    _moment: dict[str, Any]
+
     def __init__(self, *args: Any, resume: bool | str = False, **kwargs: Any) -> None:
         super().__init__(*args, resume=bool(resume), **kwargs)
         self._resume = resume
 
-    def _seed(self) -> None:
+    def _set_seed(self) -> None:
         self.strategy._randomness.update(seed=self._randomness_cfg['seed'])
         self.strategy._set_randomness(**self.strategy._randomness)
 
@@ -286,7 +288,17 @@ class DurableFlexibleRunner(_Durable, FlexibleRunner):
         self._resume = bool(self._resume)
         super().load_or_resume()
 
-    def save_checkpoint(self, *args: Any, backend_args: Any = None, **kwargs: Any) -> None:
-        """Save a checkpoint, in all processes."""
+    def save_checkpoint(
+        self, *args: Any, meta: dict | None = None, backend_args: Any = None, **kwargs: Any
+    ) -> None:
+        """Save a checkpoint of the ``epoch`` and ``iter`` of ``meta``, in all processes."""
         self.strategy.backend_args = backend_args
-        super().save_checkpoint(*args, backend_args=backend_args, **kwargs)
+        self._moment = dict(meta or {})
+        super().save_checkpoint(*args, meta=meta, backend_args=backend_args, **kwargs)
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call a method of all hooks."""
+        if fn_name == 'before_save_checkpoint':
+            # mmengine has replaced what it was given, as if an epoch or an iteration were over.
+            kwargs['checkpoint']['meta'].update(self._moment)
+        super().call_hook(fn_name, **kwargs)

@@ -85,13 +85,13 @@ class SeededBatch(list):
 
     def __iter__(self) -> Iterator:
         state = None if get_worker_info() else get_random_state()
-        try:
-            for index, key in zip(super().__iter__(), self.keys):
-                seed_generators(*key)
-                yield index
-        finally:
-            if state:
-                set_random_state(state)
+        for index, key in zip(super().__iter__(), self.keys):
+            seed_generators(*key)
+            yield index
+        # Not in a finally clause: after an error, that would run whenever this is collected, in
+        # the middle of another run.
+        if state:
+            set_random_state(state)
 
     def __reduce__(self) -> tuple:
         # pickle iterates over a list, in a thread of the process that trains.

@@ -149,7 +149,7 @@ class _GatedContext(torch.autograd.Function):
         grad_gates, grad_kernels = torch.empty_like(gates), [None] * levels
         grad_gates[:, -1:] = (grad * F.gelu(mean)).sum(1, keepdim=True)
         carry = torch.ops.aten.gelu_backward((grad * gates[:, -1:]).sum((2, 3), keepdim=True), mean)
-        carry = carry / context[0, 0].numel()
+        carry = carry / context.shape[2:].numel()
         z = F.gelu(stored[-1]) if levels else context
         for level in reversed(range(levels)):
             grad_gates[:, level] = (grad * z).sum(1)

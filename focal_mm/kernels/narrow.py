@@ -1,6 +1,6 @@
 """Convolution of maps that are narrower than its kernel."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,10 @@ class NarrowConv2d(nn.Conv2d):
     in memory if the stride is above 1 and the kernel reaches beyond both edges of the map at once:
     3x3 with stride 2 on a map of width 1. In float32 it is right, and stays as it is.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.__module__ = nn.Conv2d.__module__  # torch.fx takes it whole, as any convolution
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""

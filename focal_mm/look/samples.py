@@ -75,7 +75,9 @@ def strides_of(backbone: Backbone) -> list[int]:
     return [first * 2**i for i in range(len(mixers_of(backbone)))]
 
 
-def prepare(model: nn.Module, image: Image, cfg: Config | None = None) -> Sample:
+def prepare(
+    model: nn.Module, image: Image, cfg: Config | None = None, whole: bool = False
+) -> Sample:
     """Turn a picture into what a model gets, as its test pipeline and data preprocessor do.
 
     Args:
@@ -86,6 +88,7 @@ def prepare(model: nn.Module, image: Image, cfg: Config | None = None) -> Sample
             (1, C, H, W). A sample is returned as it is.
         cfg (Config, optional): The config whose test pipeline is applied. Default: the model's
             ``cfg``, which OpenMMLab's ``init_model`` sets; without one there is no pipeline.
+        whole (bool): Leave out the pipeline's crops. Default: False.
 
     Raises:
         ValueError: If the picture cannot be read, or has the wrong shape.
@@ -104,11 +107,9 @@ def prepare(model: nn.Module, image: Image, cfg: Config | None = None) -> Sample
         return Sample(batch.to(device), _for_the_eye(scaled, bgr=False))
 
     cfg = cfg or getattr(model, 'cfg', None)
-    steps: list = []
-    loaders = [cfg.get(key) for key in ('test_dataloader', 'val_dataloader')] if cfg else []
-    for dataset in datasets_of(next(filter(None, loaders), None)):
-        steps = dataset.pipeline
-        break
+    steps = pipeline_of(cfg)
+    if whole:
+        steps = [step for step in steps if not crops(step)]
     colors = [step.get('color_type') for step in steps if type_name(step).startswith('LoadImage')]
     pixels = _read(image, next(filter(None, colors), 'color'))
     preprocessor = getattr(model, 'data_preprocessor', None)
@@ -136,6 +137,19 @@ def prepare(model: nn.Module, image: Image, cfg: Config | None = None) -> Sample
     if not isinstance(packed['inputs'], Tensor):  # mmengine's default, which only moves the data
         return _alone(find_backbone(model), data['inputs'].permute(1, 2, 0).numpy(), device)
     return Sample(packed['inputs'], _for_the_eye(data['inputs']), packed.get('data_samples'))
+
+
+def pipeline_of(cfg: Config | None) -> list:
+    """Return the steps of a config's test pipeline, none without a config or pipeline."""
+    loaders = [cfg.get(key) for key in ('test_dataloader', 'val_dataloader')] if cfg else []
+    for dataset in datasets_of(next(filter(None, loaders), None)):
+        return dataset.pipeline
+    return []
+
+
+def crops(step: dict) -> bool:
+    """Return whether a step of a pipeline cuts a picture."""
+    return 'Crop' in type_name(step)
 
 
 def _read(image: str | Path | np.ndarray, color: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Figures for a paper: what blocks see, with the equation that each row shows."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ SIGNED = 'PuOr'  # of values around zero; safe for them, too
 PARTS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7')
 MARK = '#D55E00'
 WIDTH = 7.2  # inches, of a page with two columns
-TITLE = 0.3  # inches
+LINE = 0.13  # inches, of a title or caption
 SUFFIXES = ('.png', '.svg', '.pdf')
 MAPS = (
     'gates',
@@ -313,6 +314,8 @@ def _show_windows(axes: Axes, block: Block, stride: int, picture: np.ndarray) ->
 def _show_channels(axes: Axes, weights: np.ndarray) -> None:
     axes.bar(np.arange(len(weights)), weights, width=1, color=PARTS[0])
     axes.set(ylim=(0, 1), xlim=(-0.5, len(weights) - 0.5))
+    axes.set_box_aspect(0.8)
+    axes.yaxis.tick_right()
     axes.tick_params(labelsize=5, length=1.5)
     axes.set_axis_on()
 
@@ -372,9 +375,12 @@ def _matrix(values: np.ndarray) -> Callable[[Axes], None]:
 
 def _signed(values: np.ndarray) -> Callable[[Axes], None]:
     most = float(np.abs(values).max()) or 1.0
-    return lambda axes: _add_scale(
-        axes, axes.imshow(values, SIGNED, vmin=-most, vmax=most, aspect='auto')
-    )
+
+    def draw(axes: Axes) -> None:
+        _add_scale(axes, axes.imshow(values, SIGNED, vmin=-most, vmax=most, aspect='auto'))
+        axes.set_box_aspect(1)
+
+    return draw
 
 
 def _kernel(kernel: np.ndarray) -> Callable[[Axes], None]:
@@ -399,7 +405,8 @@ def _kernel(kernel: np.ndarray) -> Callable[[Axes], None]:
 
 
 def _add_scale(axes: Axes, drawn: Any) -> None:
-    bar = axes.figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02)
+    place = axes.inset_axes((1.03, 0, 0.05, 1))
+    bar = axes.figure.colorbar(drawn, cax=place, format='{x:.6g}')
     bar.ax.tick_params(labelsize=5, length=1.5)
     bar.outline.set_linewidth(0.4)  # type: ignore[operator]
 
@@ -415,22 +422,28 @@ def _draw(survey: Survey, part: str, rows: Sequence[Row]) -> Figure:
         ]
     height, width = survey.sample.picture.shape[:2]
     columns = max(4, *(len(row.panels) for row in rows))
-    panel = 0.82 * WIDTH / columns  # beside its scale
-    heights = [panel * (row.height or min(max(height / width, 0.4), 2.5)) + 0.42 for row in rows]
+    panel = 0.77 * WIDTH / columns  # beside its scale
+    heading = textwrap.fill(f'{survey.heading} · {part}', 96)
+    captions = [textwrap.fill(row.caption, 125) for row in rows]
+    above = [0.19 + LINE * (1 + caption.count('\n')) for caption in captions]
+    heights = [
+        panel * (row.height or min(max(height / width, 0.4), 2.5)) + over + 0.1
+        for row, over in zip(rows, above)
+    ]
     # Placed by hand: matplotlib's own layouts take seconds for so many panels.
-    heights = [TITLE, *heights]
+    heights = [0.17 + LINE * (1 + heading.count('\n')), *heights]
     figure = Figure(figsize=(WIDTH, sum(heights)))
     top, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)
     top.suptitle(
-        f'{survey.heading} · {part}',
-        y=0.8,
+        heading,
+        y=1 - 0.06 / heights[0],
         fontsize=8,
         color=MARK if survey.random else 'black',
         fontweight='bold' if survey.random else 'normal',
     )
-    for row, sub, tall in zip(rows, parts, heights[1:]):
-        sub.suptitle(row.caption, x=0.01, y=1 - 0.02 / tall, ha='left', fontsize=7)
-        margins = dict(left=0.01, right=0.94, top=1 - 0.32 / tall, bottom=0.06 / tall, wspace=0.3)
+    for row, caption, over, sub, tall in zip(rows, captions, above, parts, heights[1:]):
+        sub.suptitle(caption, x=0.01, y=1 - 0.02 / tall, ha='left', fontsize=7)
+        margins = dict(left=0.01, right=0.93, top=1 - over / tall, bottom=0.06 / tall, wspace=0.38)
         cells = np.atleast_1d(sub.subplots(1, columns, gridspec_kw=margins))
         for axes in cells:
             axes.set_axis_off()

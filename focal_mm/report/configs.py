@@ -29,7 +29,7 @@ def read_literals(text: str) -> dict[str, Any]:
     """
     try:
         return {name: _value(node) for name, node in _assignments(ast.parse(text))}
-    except (SyntaxError, RecursionError, MemoryError) as error:
+    except (SyntaxError, RecursionError, MemoryError, TypeError) as error:
         raise ValueError(f'it is no config ({error})') from error
 
 

@@ -150,7 +150,6 @@ function chart(title, series, {x: xLabel = 'iteration', smooth = false, log = fa
   function render() {
     const width = Math.max(280, svg.clientWidth || 600);
     const height = width < 500 ? 220 : 280;
-    const left = 52;
     const bottom = 34;
     svg.setAttribute('viewBox', `0 0 ${width} ${height}`);
     svg.setAttribute('height', height);
@@ -166,11 +165,13 @@ function chart(title, series, {x: xLabel = 'iteration', smooth = false, log = fa
     const margin = (scale(high) - scale(low)) * 0.06 || Math.abs(scale(high)) * 0.1 || 1;
     const top = range && high <= range[1] ? scale(high) : scale(high) + margin;
     const base = !logarithmic && low >= 0 && scale(low) - margin < 0 ? 0 : scale(low) - margin;
-    const px = (x) => left + (x - view[0]) / (view[1] - view[0]) * (width - left - 10);
     const py = (y) => 8 + (top - scale(y)) / (top - base) * (height - bottom - 8);
-    map = {px, width, left};
     const marks = logarithmic
       ? ticks(base, top, 4).map((power) => 10 ** power) : ticks(base, top, height < 250 ? 4 : 6);
+    // A digit is at most 8 pixels wide.
+    const left = Math.max(52, ...marks.map((y) => 10 + 8 * text(y, 3).length));
+    const px = (x) => left + (x - view[0]) / (view[1] - view[0]) * (width - left - 10);
+    map = {px, width, left};
     for (const y of marks) {
       svg.append(draw('line', {class: 'grid', x1: left, x2: width - 10, y1: py(y), y2: py(y)}),
         draw('text', {x: left - 6, y: py(y) + 4, 'text-anchor': 'end'}, text(y, 3)));

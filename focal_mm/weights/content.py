@@ -7,17 +7,25 @@ best ones, and takes names of classes of any type. Every checkpoint that mmengin
 
 import ast
 import os
+import re
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mmengine import registry
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import MessageHub, print_log
-from torch import Tensor
+from mmengine.registry import Registry
+from mmengine.utils import get_object_from_string
+from torch import Tensor, nn
 
+from .files import walk
 from .loading import CheckpointError
 
 # Settings of a config that run code or change the process when they are read.
+_CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')  # with which a name leads a terminal
 _ACTING = ('_base_', 'custom_imports', 'env_variables')
 
 
@@ -75,6 +83,8 @@ def _check_numbers(content: dict, file: str | Path) -> None:
         for key, value in place.items()
         if isinstance(value, Tensor)
     ]
+    if odd := [key for key, _ in weights if _CONTROL.search(key)]:
+        raise CheckpointError(f'{file}: {odd[0]!r} is no name of a tensor; {_WEIGHTS_ALONE}')
     bad = [key for key, value in weights if not _is_finite(key, value)]
     if bad:
         raise CheckpointError(
@@ -120,7 +130,8 @@ def _describe(value: object) -> str:
 
 
 def _is_names(value: Any) -> bool:
-    return isinstance(value, str) or all(isinstance(name, str) for name in _items(value))
+    names = [value] if isinstance(value, str) else _items(value)
+    return all(isinstance(name, str) and not _CONTROL.search(name) for name in names)
 
 
 def _is_colors(value: Any) -> bool:
@@ -141,7 +152,8 @@ def _items(value: Any) -> Iterator[Any]:
 def _only_sets_values(text: Any) -> bool:
     """Return whether the text of a config does no more than to set values.
 
-    It may name modules to import if they are imported already, as focal_mm is.
+    It may name modules to import if they are imported already, as focal_mm is, and types that a
+    registry has.
     """
     if not isinstance(text, str):
         return False
@@ -149,10 +161,46 @@ def _only_sets_values(text: Any) -> bool:
         settings = dict(_settings(ast.parse(text)))
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return False
+    types = [node.get('type') for node in walk(settings) if isinstance(node, dict)]
+    if any('trust_remote_code' in node for node in walk(settings) if isinstance(node, dict)):
+        return False
+    if not all(_is_of_a_registry(name) for name in types if name is not None):
+        return False
     imports = settings.pop('custom_imports', None) or {}
     modules = imports.get('imports') if isinstance(imports, dict) else [None]
     modules = [modules] if isinstance(modules, str) else modules or []
     return settings.keys().isdisjoint(_ACTING) and all(name in sys.modules for name in modules)
+
+
+def _is_of_a_registry(name: Any) -> bool:
+    """Return whether a registry gives nothing but what is registered for a type in a config.
+
+    For other names it imports modules, and returns any function in them: ``os.system``.
+    """
+    if not isinstance(name, str):
+        return False
+    package, *path = name.split('.')
+    try:
+        if not path:
+            return find_spec(name) is None
+        if f'{package}.registry' not in sys.modules and package not in (*MODULE2PACKAGE, 'torch'):
+            return False
+        if len(path) == 1 and package not in sys.modules:  # which takes seconds to import
+            return True
+        found = get_object_from_string(name)
+    except Exception:  # whatever a module raises when it is imported
+        return False
+    if found is None:  # such as mmdet.ResNet
+        return True
+    return isinstance(found, type) and (issubclass(found, nn.Module) or _is_registered(found))
+
+
+def _is_registered(cls: type) -> bool:
+    """Return whether a registry of an imported library has a class."""
+    registries = [value for value in vars(registry).values() if isinstance(value, Registry)]
+    for one in registries:  # grows
+        registries += one.children.values()
+    return any(cls in one.module_dict.values() for one in registries)
 
 
 def _settings(tree: ast.Module) -> Iterator[tuple[str, Any]]:

@@ -1,17 +1,24 @@
 """Download of checkpoints from servers that may be slow, broken or hostile."""
 
 import hashlib
+import io
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from http.client import HTTPException, HTTPMessage, HTTPResponse
+from http.client import (
+    HTTPConnection,
+    HTTPException,
+    HTTPMessage,
+    HTTPResponse,
+    HTTPSConnection,
+)
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlparse
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 import rich.progress
 from mmengine.dist import get_rank
@@ -24,6 +31,9 @@ from .loading import CheckpointError
 # Seconds without an answer, and those in which _SLOWEST bytes have to come.
 _SILENCE, _WINDOW = 20, 60
 _SLOWEST = 60_000
+# Bytes that may come before the content, within it between two pieces, and after it: headers, sizes
+# of chunks, trailers. Python reads them without a limit.
+_OVERHEAD = 4_000_000
 # Bytes of the largest file that is taken from an address of which nothing is known.
 LARGEST = 16_000_000_000
 
@@ -39,6 +49,74 @@ class _Redirects(HTTPRedirectHandler):
         if urlparse(newurl).scheme not in ('https', urlparse(req.full_url).scheme):
             raise OSError(f'redirects to {newurl}, which is not followed')
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _Flow(io.RawIOBase):
+    """Bytes of an answer as they come from a socket, within limits of speed and overhead.
+
+    Args:
+        socket (RawIOBase): Where they are read.
+
+    Attributes:
+        overhead (int): Bytes that came since the last piece of the content.
+    """
+
+    def __init__(self, socket: io.RawIOBase) -> None:
+        self.socket, self.overhead = socket, 0
+        self.start, self.size = time.monotonic(), 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read some bytes.
+
+        Raises:
+            OSError: If they come too slowly, or too many are no content.
+        """
+        count = self.socket.readinto(buffer)
+        self.size += count or 0
+        self.overhead += count or 0
+        if self.overhead > _OVERHEAD:
+            raise OSError(f'{self.overhead:,} bytes of headers or trailers came without an end')
+        if time.monotonic() - self.start > _WINDOW:
+            if self.size < _SLOWEST:
+                raise OSError(f'only {self.size:,} bytes came in {_WINDOW} s')
+            self.start, self.size = time.monotonic(), 0
+        return count
+
+    def close(self) -> None:
+        """Close the socket, too."""
+        self.socket.close()
+        super().close()
+
+
+class _Answer(HTTPResponse):
+    """An answer whose bytes are a :class:`_Flow`, the attribute ``flow``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.flow = _Flow(self.fp.detach())
+        self.fp = io.BufferedReader(self.flow)
+
+
+class _Connection(HTTPConnection):
+    response_class = _Answer
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = _Answer
+
+
+class _Http(HTTPHandler):
+    def http_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _Https(HTTPSHandler):
+    def https_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_SecureConnection, req)
 
 
 def file_name(url: str) -> str:
@@ -93,7 +171,9 @@ def download(
     request = Request(url, headers={'User-Agent': 'torch.hub'})
     with whole_file(path) as part:
         try:
-            with build_opener(_Redirects).open(request, timeout=_SILENCE) as response:
+            with build_opener(_Http, _Https, _Redirects).open(
+                request, timeout=_SILENCE
+            ) as response:
                 sha256 = _write(response, part, largest)
         except HTTPError as error:
             raise OSError(f'HTTP Error {error.code}: {error.reason}') from error
@@ -109,7 +189,7 @@ def download(
     return sha256
 
 
-def _write(response: HTTPResponse | Any, path: Path, largest: int) -> str:
+def _write(response: _Answer, path: Path, largest: int) -> str:
     """Write an answer to a file, and return its sha256."""
     total = response.length  # None: the server does not say, or not in numbers
     free = shutil.disk_usage(path.parent).free
@@ -117,7 +197,6 @@ def _write(response: HTTPResponse | Any, path: Path, largest: int) -> str:
         if total is not None and total > limit:
             raise OSError(f'it has {total:,} bytes, more than {reason} ({limit:,})')
     sha256, size = hashlib.sha256(), 0
-    start, before = time.monotonic(), 0
     with (
         rich.progress.Progress(
             *rich.progress.Progress.get_default_columns(),
@@ -132,13 +211,10 @@ def _write(response: HTTPResponse | Any, path: Path, largest: int) -> str:
             file.write(chunk)
             sha256.update(chunk)
             size += len(chunk)
+            response.flow.overhead = 0
             progress.update(task, completed=size)
             if size > largest:
                 raise OSError(f'it does not end after {size:,} bytes, more than any such file has')
-            if time.monotonic() - start > _WINDOW:
-                if size - before < _SLOWEST:
-                    raise OSError(f'only {size - before:,} bytes came in {_WINDOW} s')
-                start, before = time.monotonic(), size
     if total is not None and size != total:
         raise OSError(f'cut off after {size} of {total} bytes')
     return sha256.hexdigest()

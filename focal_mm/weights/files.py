@@ -129,7 +129,9 @@ def read_file(path: str | Path, map_location: Any = 'cpu', omit: bool = False) -
     except RefusedError as error:
         raise CheckpointError(_describe_refusal(path, error.name)) from error
     except Exception as error:  # a damaged file can raise anything
-        reason = ' '.join(str(error).splitlines()[:1]) or type(error).__name__
+        # PyTorch asks to report its own message.
+        reason = ' '.join(str(error).splitlines()[:1]).partition(' (Could this error')[0].strip()
+        reason = reason or type(error).__name__
         raise CheckpointError(
             f'{path}: cut off or not a checkpoint ({reason}); get the file again'
         ) from error
@@ -157,7 +159,7 @@ def _foreign_kind(path: Path, head: bytes) -> _Kind | None:
     if head[257:262] == b'ustar':
         return _TAR
     for mark, kind in _MARKED.items():
-        if head.lstrip().startswith(mark):
+        if head.removeprefix(b'\xef\xbb\xbf').lstrip().startswith(mark):
             return kind
     for suffix, kind in _SUFFIXES.items():
         if path.name.endswith(suffix):

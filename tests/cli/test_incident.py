@@ -61,3 +61,40 @@ def test_other_files_are_refused_in_one_line(command, tmp_path):
     for name in ('a.pth', 'none.pth'):
         status, _, err = command('incident', tmp_path / name)
         assert status == 2 and name in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('modules', 'abc'),
+        ('modules', [(1,)]),
+        ('losses', dict(loss='x')),
+        ('losses', 3),
+        ('state_dict', dict(w=3)),
+        ('state_dict', None),
+        ('batch', 'cycle'),
+        ('cause', None),
+    ],
+)
+def test_altered_file_is_refused_in_one_line(command, incident, key, value):
+    content = torch.load(incident)
+    if value == 'cycle':
+        value = [{}]
+        value.append(value)
+    content[key] = value
+    if key == 'cause':
+        del content[key]
+    torch.save(content, incident)
+    status, _, err = command('incident', incident)
+    assert status == 2 and 'not as a run writes it' in err and len(err.splitlines()) == 1
+
+
+def test_weights_may_be_nan_and_texts_lead_no_terminal(command, incident):
+    content = torch.load(incident)
+    content['state_dict'] = dict(weight=torch.tensor(torch.nan))
+    content['cause'] = 'a\x1b[2J\nb'
+    content['modules'][-1] = ('a\x1b[2J\nb', 1.0)
+    torch.save(content, incident)
+    status, out, _ = command('incident', incident)
+    assert status == 0 and 'weights: weight' in out
+    assert '\x1b' not in out and out.count(r'a\x1b[2J\nb') == 2

@@ -68,9 +68,11 @@ def test_two_checkpoints_of_one_model_lie_side_by_side(command, tiny_models, pho
     two = ('--checkpoint', weights, '--checkpoint', weights)
     model = ('--model', tiny_models / 'classifier.py')
     out = tmp_path / 'page.html'
-    status, lines, _ = command('look', photos / 'wide.png', *model, *two, '--out', out)
+    status, lines, err = command('look', photos / 'wide.png', *model, *two, '--whole', '--out', out)
     assert (status, lines.split()) == (0, [str(out)])
-    assert len(content_of(out)['entries']) == 2
+    assert '--whole' not in err
+    sizes = [(entry['width'], entry['height']) for entry in content_of(out)['entries']]
+    assert sizes == [(364, 256)] * 2  # scaled, not cropped
 
 
 def test_random_weights_and_broken_pictures_are_named(command, tiny_models, photos, tmp_path):
@@ -80,6 +82,7 @@ def test_random_weights_and_broken_pictures_are_named(command, tiny_models, phot
     status, out, err = command('look', *files, *model, *options, '--out', tmp_path)
     assert status == 1
     assert 'broken.jpg: left out: not a picture' in err
+    assert '--whole shows all' in err
     assert 'wide-stage3-block1.png' in out
     (entry,) = content_of(tmp_path / 'look.html')['entries']
     assert entry['random'] is True

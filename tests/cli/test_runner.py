@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
@@ -7,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from focal_mm.cli.runner import _WithoutSyncBatchNorm, load_config, require_files
+from focal_mm.cli.runner import _WithoutSyncBatchNorm, load_config, require_files, run
 from focal_mm.config import type_name
 
 pytestmark = pytest.mark.stock
@@ -205,6 +206,24 @@ def test_models_that_synchronize_batch_norm_train_without_a_gpu(without_gpu, mon
     assert not isinstance(wrapped[0][0], nn.SyncBatchNorm)
     assert lines == ['no GPU: BatchNorm instead of SyncBatchNorm']
     assert load_config(CONFIG, launcher='mpi', options=dict(sync_bn='torch')).sync_bn is None
+
+
+@pytest.mark.parametrize(
+    'rank, restarts, shared, warns',
+    [
+        ('0', '3', 'True', True),
+        ('1', '3', 'True', False),
+        ('0', '0', 'True', False),
+        ('0', '3', 'False', False),
+    ],
+)
+def test_restarts_that_fail_are_warned_of(monkeypatch, capsys, rank, restarts, shared, warns):
+    monkeypatch.setenv('RANK', rank)
+    monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', restarts)
+    monkeypatch.setenv('TORCHELASTIC_USE_AGENT_STORE', shared)
+    monkeypatch.setattr('focal_mm.cli.runner.build_runner', lambda cfg: SimpleNamespace(train=int))
+    run(Config(dict(check_data=False)), 'train')
+    assert ('TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1' in capsys.readouterr().out) == warns
 
 
 # ---- classes for types --------------------------------------------------------------------------

@@ -65,6 +65,9 @@ def test_sharded_training_needs_a_launcher_and_whole_models_are_not_averaged():
 
 
 def test_deepspeed_takes_over_clipping_and_accumulation(monkeypatch):
+    import inspect
+
+    from mmengine._strategy import DeepSpeedStrategy
     from mmengine.config import Config
 
     from focal_mm.cli import training
@@ -77,11 +80,16 @@ def test_deepspeed_takes_over_clipping_and_accumulation(monkeypatch):
         clip_grad=dict(max_norm=5.0),
     )
     cfg = Config(dict(launcher='pytorch', optim_wrapper=wrapper))
-    monkeypatch.setattr(training, 'find_spec', lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match='pip install deepspeed'):
-        training.shard(cfg, 'deepspeed')
-    monkeypatch.setattr(training, 'find_spec', lambda name: name)
+    for found, version in [(None, None), ('deepspeed', '0.19.8')]:
+        monkeypatch.setattr(training, 'find_spec', lambda name, found=found: found)
+        monkeypatch.setattr(training, 'version', lambda name, version=version: version)
+        with pytest.raises(ModuleNotFoundError, match='pip install "deepspeed<0.19"'):
+            training.shard(cfg, 'deepspeed')
+    monkeypatch.setattr(training, 'version', lambda name: '0.18.9')
     training.shard(cfg, 'deepspeed')
     assert cfg.strategy.gradient_accumulation_steps == 4
     assert cfg.strategy.gradient_clipping == 5.0 and cfg.strategy.bf16.enabled
     assert cfg.optim_wrapper.type == 'DeepSpeedOptimWrapper'
+    # The strategy takes any other argument, too, for a base class that refuses it.
+    known = inspect.signature(DeepSpeedStrategy).parameters
+    assert cfg.strategy.keys() - {'type'} <= known.keys() - {'kwargs'}

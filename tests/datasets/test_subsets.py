@@ -147,13 +147,43 @@ def test_other_file_of_this_name_is_not_overwritten(coco, ade20k):
 
 @pytest.mark.parametrize(
     'content, words',
-    [('{', 'is no JSON'), ('[]', 'no images'), ('{}', 'no images and annotations')],
+    [
+        ('{', 'is no JSON'),
+        ('[' * 10**5, 'is no JSON'),
+        ('[]', 'no images'),
+        ('{}', 'no images and annotations'),
+    ],
 )
 def test_broken_annotations_are_named(coco, content, words):
     path = coco / 'annotations' / 'instances_val2017.json'
     path.write_text(content)
     with pytest.raises(ValueError, match=f'instances_val2017.json .*{words}'):
         write_coco_part(coco, '1pct')
+
+
+@pytest.mark.parametrize(
+    'name', ['../evil.jpg', '/tmp/evil.jpg', 'a/b.jpg', '..', '', 'a\0.jpg', 3]
+)
+def test_names_of_images_that_leave_their_folder_are_refused(coco, name):
+    path = coco / 'annotations' / 'instances_val2017.json'
+    content = json.loads(path.read_text())
+    content['images'][3]['file_name'] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r'instances_val2017.json: file_name .* is no name'):
+        write_coco_part(coco, '1pct')
+
+
+def test_images_come_from_the_web_alone(coco, tmp_path):
+    (tmp_path / 'secret').write_text('secret')
+    path = coco / 'annotations' / 'instances_val2017.json'
+    content = json.loads(path.read_text())
+    content['images'][3]['coco_url'] = (tmp_path / 'secret').as_uri()
+    path.write_text(json.dumps(content))
+    file = coco / 'val2017' / content['images'][3]['file_name']
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match='secret is no address on the web'):
+        write_coco_part(coco, '1pct')
+    assert not file.exists()
 
 
 # ---- downloads ---------------------------------------------------------------------------------

@@ -187,6 +187,8 @@ def folder(tmp_path_factory):
                     map(str, (Path(__file__).parents[2], Path(__file__).parent))
                 ),
                 OMP_NUM_THREADS='1',
+                # With the store of the agents, processes find the addresses of those before them.
+                TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1',
             ),
         )
         for _ in range(2)
@@ -214,7 +216,6 @@ def test_killed_process_is_restarted_and_nothing_differs(folder):
     torch.testing.assert_close(weights(folder / 'parts'), whole, atol=0, rtol=0)
 
 
-@pytest.mark.xfail(reason='the first loss differs by 0.005; the cause is not found yet')
 def test_two_processes_equal_one_with_the_batch_of_both(folder, tmp_path):
     _, losses, metrics = train(tmp_path, 4)
     their_losses, their_metrics = torch.load(folder / 'found.pt')['whole']

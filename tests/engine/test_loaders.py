@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from tiny_run import Noise, make_runner
+from tiny_run import At, Noise, make_runner
 
 from focal_mm.engine import find_newest, loops
 from focal_mm.engine.loaders import LoaderError, alarm
@@ -45,21 +45,31 @@ def loader(dataset, **fields) -> dict:
 @pytest.mark.parametrize(
     'how, workers, said',
     [
-        ('hang', 0, r'no batch for 1 seconds; it was to give batch 3 of epoch 2, of \d+.jpg, \d'),
-        ('hang', 1, r'no batch for 1 seconds; it was to give batch 3 of epoch 2, of \d+.jpg, \d'),
+        ('hang', 0, r'no batch for 0.2 seconds; it was to give batch 3 of epoch 2, of \d+.jpg, \d'),
+        ('hang', 1, r'no batch for 0.2 seconds; it was to give batch 3 of epoch 2, of \d+.jpg, \d'),
         ('kill', 1, 'a worker of a data loader has died'),
     ],
 )
 def test_failing_loader_is_named_and_nothing_is_lost(tmp_path, monkeypatch, how, workers, said):
-    monkeypatch.setattr(loops, 'LOADER_TIMEOUT', 1)
-    fields = dict(num_workers=1, timeout=1, persistent_workers=True) if workers else {}
+    fields = dict(num_workers=1, timeout=60, persistent_workers=True) if workers else {}
+
+    def be_impatient(runner) -> None:  # only now, for a busy machine starts workers slowly
+        monkeypatch.setattr(loops, 'LOADER_TIMEOUT', 0.2)
+        if workers:
+            runner.train_dataloader._iterator._timeout = 0.2
+
     torch.manual_seed(0)
     whole = make_runner(tmp_path / 'whole', train_dataloader=loader(Noise()))
     whole.train()
     torch.manual_seed(0)
-    runner = make_runner(tmp_path / 'run', train_dataloader=loader(Failing(how), **fields))
+    runner = make_runner(
+        tmp_path / 'run',
+        train_dataloader=loader(Failing(how), **fields),
+        custom_hooks=[At(8, be_impatient)] if how == 'hang' else [],
+    )
     with pytest.raises(LoaderError, match=said) as stopped:
         runner.train()
+    monkeypatch.setattr(loops, 'LOADER_TIMEOUT', 60)
     if how == 'hang':
         saved = re.search('all until then is in (.*): --resume auto', str(stopped.value))[1]
         assert find_newest(tmp_path / 'run').path == saved

@@ -10,7 +10,7 @@ from signal import SIGTERM
 import pytest
 import torch
 from mmengine.dist import get_rank
-from tiny_run import At, KilledError, Net, Scaled, end_workers, kill, make_runner
+from tiny_run import FLEXIBLE, At, KilledError, Net, Scaled, end_workers, kill, make_runner
 from torch import distributed, multiprocessing
 
 from focal_mm.engine import DurableCheckpointHook
@@ -79,8 +79,9 @@ def run_in_parts(folder: Path, ends: list[int], workers: int = 0, by_epoch: bool
         (2, True, dict(every_iteration(max_keep_ckpts=1), custom_hooks=[EMA])),
         (2, False, dict(optim_wrapper=ACCUMULATING)),
         (0, True, dict(every_iteration(), optim_wrapper=ACCUMULATING, randomness=dict(seed=None))),
+        (0, True, dict(every_iteration(), **FLEXIBLE)),
     ],
-    ids=['epochs', 'iterations', 'ema', 'workers', 'accumulating', 'random_seed'],
+    ids=['epochs', 'iterations', 'ema', 'workers', 'accumulating', 'random_seed', 'flexible'],
 )
 def test_interrupted_run_equals_the_whole_one(tmp_path, workers, by_epoch, fields, monkeypatch):
     if 'randomness' in fields:

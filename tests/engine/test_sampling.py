@@ -95,6 +95,15 @@ def test_batch_that_is_sent_to_a_worker_leaves_the_generators_of_training(monkey
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_batch_that_was_left_at_an_error_does_not_touch_the_generators_later():
+    left = iter(sampling.SeededBatch([4, 2], [(0,), (1,)]))
+    next(left)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    del left
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_training_draws_on_as_if_nothing_was_loaded():
     before = get_random_state()
     batches(DefaultSampler, BatchSampler, 1)
@@ -124,5 +133,5 @@ def test_corrupt_pictures_are_named_and_skipped_up_to_a_limit(tmp_path, caplog, 
         dict(type='focal_mm.SkipCorrupt', transform=dict(type='LoadImageFromFile'), limit=1)
     )
     assert load(dict(img_path=str(path))) is None
-    with pytest.raises(RuntimeError, match='x.jpg cannot be read .*more than 1'):
+    with pytest.raises(RuntimeError, match='x.jpg cannot be read .*after 1 others were skipped'):
         load(dict(img_path=str(path)))

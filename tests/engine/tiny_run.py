@@ -15,10 +15,11 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from focal_mm.engine import DurableRunner
+from focal_mm.engine import DurableFlexibleRunner, DurableRunner
 
 LENGTH = 12  # batches of 2 in an epoch: 6, and 3 for each of two processes
 EPOCHS = 3
+FLEXIBLE = dict(strategy=dict(type='SingleDeviceStrategy'))  # for DurableFlexibleRunner
 
 
 class Noise(Dataset):
@@ -89,7 +90,8 @@ class KilledError(Exception):
 
 def make_runner(work_dir: Path, workers: int = 0, by_epoch: bool = True, **fields) -> DurableRunner:
     """A runner on the tiny data; ``fields`` replace arguments of the runner."""
-    return DurableRunner(**{**arguments_of_runner(work_dir, workers, by_epoch), **fields})
+    kind = DurableFlexibleRunner if 'strategy' in fields else DurableRunner
+    return kind(**{**arguments_of_runner(work_dir, workers, by_epoch), **fields})
 
 
 def arguments_of_runner(work_dir: Path, workers: int = 0, by_epoch: bool = True) -> dict:

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from cases import Outcome, case
 from command import Command
+from fault import Outcome, case
 from PIL import Image
 
 COCO, MAPS, FOLDERS = 'COCO files', 'Label maps', 'Folders of classes'
@@ -50,7 +50,8 @@ model = dict(decode_head=dict(num_classes=3), auxiliary_head=dict(num_classes=3)
 """
 CLASSIFIER = """
 _base_ = 'focal_mm::imagenet/focalnet_t.py'
-data = dict(_delete_=True, type='CustomDataset', data_root={root!r}, pipeline=[])
+steps = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+data = dict(_delete_=True, type='CustomDataset', data_root={root!r}, pipeline=steps)
 train_dataloader = dict(dataset=dict(data, data_prefix='train'))
 val_dataloader = dict(dataset=dict(data, data_prefix='val'))
 test_dataloader = val_dataloader

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cases import Outcome, case
 from command import CONFIG, TINY, Command, Ended, train
+from fault import Outcome, case
 
 KILLED, DISK, CHECKPOINTS = 'The process', 'The disk', 'The checkpoints'
 CHANGED, NUMBERS, DATA = 'A config that was changed', 'The numbers', 'Pictures and loaders'
@@ -276,7 +276,7 @@ def _(folder):
     script.write_text(
         f'import os, sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n'
         'from run_cases import at_iteration, kill_self\n'
-        'if os.environ["RANK"] == "1" and sys.argv.pop() == "kill":\n'
+        'if sys.argv.pop() == "kill" and os.environ["RANK"] == "1":\n'
         '    at_iteration(8, kill_self)\n'
         'from focal_mm.cli.main import main\nmain()\n'
     )
@@ -286,7 +286,7 @@ def _(folder):
         return subprocess.run(
             [
                 *(sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run'),
-                *('--nproc-per-node=2', '--master-port=0', script, 'train', CONFIG, '--mini'),
+                *('--nproc-per-node=2', '--standalone', script, 'train', CONFIG, '--mini'),
                 *('--work-dir', work_dir, *RESUME, '--cfg-options', *settings, how),
             ],
             capture_output=True,
@@ -295,8 +295,8 @@ def _(folder):
         )
 
     killed = run(folder / 'run', 'kill')
-    resumed = run(folder / 'run', 'x=0')
-    undisturbed = run(folder / 'whole', 'x=0')
+    resumed = run(folder / 'run', 'go on')
+    undisturbed = run(folder / 'whole', 'go on')
     same = digest(folder / 'run' / 'epoch_4.pth') == digest(folder / 'whole' / 'epoch_4.pth')
     good = killed.returncode != 0 and resumed.returncode == undisturbed.returncode == 0 and same
     return Outcome(
@@ -436,8 +436,15 @@ def _(folder):
         if os.getuid() == 0:
             os.setuid(65534)
 
-    ended = train(folder / 'run', before=drop).wait()
-    return Outcome(said(ended, folder), 'nothing', one_line(ended))
+    def before() -> None:  # once the config is read, of which others cannot read the copies
+        from mmengine.runner import Runner
+
+        start = Runner.__init__
+        Runner.__init__ = lambda *args, **fields: (drop(), start(*args, **fields))[1]
+
+    ended = train(folder / 'run', before=before).wait()
+    line = re.sub(r'\d{8}_\d{6}', '(time)', said(ended, folder))
+    return Outcome(line, 'nothing', one_line(ended) and 'run' in ended.line)
 
 
 @case(DISK, 'two runs with one work folder')
@@ -549,7 +556,7 @@ def _(folder):
     for path in work_dir.glob('best*'):
         path.unlink()
     good = whole_after(work_dir)
-    good = good and 'the best checkpoint, is gone' in work_dir.with_name('run.log').read_text()
+    good = good and 'is gone; the best one from now on' in work_dir.with_name('run.log').read_text()
     return Outcome(
         'says so, and keeps the best one from then on',
         'the best one until then',
@@ -699,6 +706,14 @@ def explode(runner) -> None:
         group['lr'] = 1e30
 
 
+def overflow_in_bf16(runner) -> None:
+    # On a CPU, --amp bf16 is off.
+    runner.optim_wrapper.optim_context = lambda model: torch.autocast('cpu', torch.bfloat16)
+    runner.model.head.loss_module.register_forward_hook(
+        lambda module, inputs, loss: loss.bfloat16() * 3e38 * 3e38
+    )
+
+
 case(NUMBERS, 'the learning rate explodes', True)(not_finite(explode))
 case(NUMBERS, 'a gradient is NaN, the loss is not')(
     not_finite(lambda run: run.model.head.fc.bias.register_hook(lambda grad: grad * float('nan')))
@@ -708,6 +723,7 @@ case(NUMBERS, 'a loss is infinite')(
         lambda run: run.model.head.loss_module.register_forward_hook(lambda *args: args[2] / 0)
     )
 )
+case(NUMBERS, 'a loss is infinite in bf16 autocast')(not_finite(overflow_in_bf16))
 case(NUMBERS, 'a weight is NaN')(
     not_finite(lambda run: run.model.backbone.layers[2].blocks[0].mlp.fc1.bias.data.mul_(np.nan))
 )

@@ -53,7 +53,7 @@ def run(words: list[str], quick: bool) -> Iterator[Row]:
     import command
 
     command.prepare()
-    from cases import Outcome
+    from fault import Outcome
 
     chosen = [
         case
@@ -86,7 +86,7 @@ def all_cases() -> list:
     """Return the cases in the order of the page."""
     import data_cases  # noqa: F401
     import run_cases  # noqa: F401  they fill CASES
-    from cases import CASES
+    from fault import CASES
 
     return CASES
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(HERE))
 import table  # noqa: E402
 
 # Faults that are survived, of those in docs/faults.md; it does not go down.
-SURVIVED = 86
+SURVIVED = 104
 
 
 def test_page_has_cases_and_the_number_that_is_held():

@@ -34,11 +34,13 @@ MINUTES = float(os.environ.get('FOCAL_MM_FUZZ_MINUTES', '0'))
 EXAMPLES = 100
 
 
-def explore(check: Callable[..., None], **strategies: st.SearchStrategy) -> None:
+def explore(
+    check: Callable[..., None], examples: int = EXAMPLES, **strategies: st.SearchStrategy
+) -> None:
     """Run a check on a fixed set of examples, or on random ones for some time."""
     end, number = time.monotonic() + 60 * MINUTES, 0
     options = settings(
-        max_examples=EXAMPLES if not MINUTES else 1000,
+        max_examples=examples if not MINUTES else 1000,
         derandomize=not MINUTES,
         database=None,
         deadline=None,
@@ -407,6 +409,7 @@ def test_old_config_is_migrated_or_refused(tmp_path):
 
     explore(
         check,
+        examples=20,  # each of which reads mmdet's configs
         edits=st.lists(
             st.tuples(st.integers(0, 2000), st.integers(0, 12) | st.integers(0, 200), PIECES),
             min_size=1,

@@ -69,13 +69,13 @@ def choose(browser, view, **sliders):
 
 
 def point(browser, panel, x, y, click=False):
-    """Move the pointer to a pixel of a picture; return the line under it."""
+    """Move the pointer to the middle of a pixel of a picture; return the line under it."""
     section = browser.find_elements(By.CLASS_NAME, 'panel')[panel]
     canvas = section.find_element(By.CSS_SELECTOR, 'canvas.picture')
     browser.execute_script('arguments[0].scrollIntoView({block: "center"})', canvas)
     width, height = canvas.size['width'], canvas.size['height']
     chain = ActionChains(browser, duration=0).move_to_element_with_offset(
-        canvas, round((x / 90 - 0.5) * width), round((y / 120 - 0.5) * height)
+        canvas, round(((x + 0.5) / 90 - 0.5) * width), round(((y + 0.5) / 120 - 0.5) * height)
     )
     (chain.click() if click else chain).perform()
     return section.find_element(By.CLASS_NAME, 'under').text
@@ -105,7 +105,8 @@ def test_values_under_the_pointer_are_those_of_the_arrays(browser, surveys, nets
             reach = float(np.ptp(expected) / 65535 + 1e-3 * abs(value_here))
             assert float(value) == pytest.approx(value_here, abs=reach)
     choose(browser, 'activation')
-    assert point(browser, 0, 45, 60).endswith(f'{shown.activation.map[60, 45]:.4g}'[:5])
+    value = float(point(browser, 0, 45, 60).removeprefix('row 60, column 45: '))
+    assert value == pytest.approx(shown.activation.map[60, 45], abs=1e-4)
     assert 'class 7, cat' in browser.find_elements(By.CLASS_NAME, 'panel')[0].text
 
 
@@ -143,6 +144,19 @@ def test_attention_of_the_query_is_that_of_the_arrays(browser, nets, surveys):
             for number in re.findall(r'(?:window|surroundings|\d) (\S+?)(?:,|$)', text)
         ]
         np.testing.assert_allclose(sorted(values), sorted(weights[under]), atol=2e-4)
+
+
+def test_receptive_field_lies_around_the_query(browser, nets):
+    field = look.receptive_fields(nets('focalnet'))[0][0][1]
+    choose(browser, 'fields', stage=1, block=1, level=2)
+    point(browser, 0, 46, 62, click=True)
+    middle = len(field) // 2
+    for down, right in ((0, 0), (2, -1)):
+        text = point(browser, 0, 46 + 4 * right, 62 + 4 * down)
+        where, _, value = text.partition(': ')
+        assert where == f'row {15 + down}, column {11 + right}'
+        assert float(value) == pytest.approx(field[middle + down, middle + right], rel=2e-3)
+    assert point(browser, 0, 5, 5) == 'row 1, column 1'
 
 
 def test_finger_moves_the_query(browser, nets, surveys):

@@ -35,6 +35,9 @@ def test_what_mmengine_dumps_is_read_without_running_it(name):
         'a = ' + '(' * 500,
         'a = ' + '-' * 5000 + '1',
         '\0',
+        "a = -'b'",
+        'a = {[]: 1}',
+        'a = dict(1)',
     ],
 )
 def test_code_is_refused(text):

@@ -445,7 +445,13 @@ def test_detector_of_mmdet_2_has_all_that_its_config_builds(config):
     assert to_official(net.state_dict()).keys() == net.state_dict().keys()
 
 
-def test_sparse_rcnn_of_the_release_loads_whole(tmp_path):
+@pytest.fixture
+def one_value_a_tensor(monkeypatch):
+    """Lets files be read that would be far larger in memory, which are refused otherwise."""
+    monkeypatch.setattr('focal_mm.weights.files._FREE', 10**10)
+
+
+def test_sparse_rcnn_of_the_release_loads_whole(tmp_path, one_value_a_tensor):
     """It is a file of mmdet 2, with the state of its optimizer and of apex."""
     net = MODELS.build(model_config(SPARSE_RCNN))
     shapes = {key: value.shape for key, value in net.state_dict().items()}
@@ -461,11 +467,11 @@ def test_sparse_rcnn_of_the_release_loads_whole(tmp_path):
 
 
 @pytest.mark.parametrize('file', LAYOUTS)
-def test_file_is_what_its_name_in_the_zoo_asks_for(file, tmp_path):
+def test_file_is_what_its_name_in_the_zoo_asks_for(file, tmp_path, one_value_a_tensor):
     """The check that a download has to pass; it refuses the file for names of other networks."""
     path = tmp_path / f'{file}.pth'
     state = {key: torch.zeros(1).expand(shape) for key, shape in expand(LAYOUTS[file]).items()}
-    torch.save({'model': state}, path)  # one value a tensor: a small file
+    torch.save({'model': state}, path)
     (entry,) = (entry for entry in ZOO.values() if entry.file == path.name)
     zoo._require(entry, path)
     for other in ('mask_rcnn_focalnet_tiny_lrf_1x_coco', f'focalnet_{entry.arch}_in22k'):

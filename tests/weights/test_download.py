@@ -58,6 +58,24 @@ def many_headers(request: BaseHTTPRequestHandler) -> None:
         request.wfile.write(b'X: y\r\n')
 
 
+def trailers(request: BaseHTTPRequestHandler) -> None:
+    chunked(request, b'1\r\nx\r\n0\r\n')
+    while True:
+        request.wfile.write(b'X: y\r\n' * 1000)
+
+
+def continues(request: BaseHTTPRequestHandler) -> None:
+    while True:
+        request.wfile.write(b'HTTP/1.1 100 Continue\r\n\r\n' * 1000)
+
+
+def slow_header(request: BaseHTTPRequestHandler) -> None:
+    request.wfile.write(b'HTTP/1.0 200 ')
+    while True:
+        request.wfile.write(b'x')
+        time.sleep(0.02)
+
+
 def raw(answer: bytes) -> Callable:
     return lambda request: request.wfile.write(answer)
 
@@ -102,9 +120,16 @@ BAD = {
         lambda request: send(request, body=b'<html>\x1b[2J\nSign in</html>'),
         'web page',
     ),
+    'page with a mark': (
+        lambda request: send(request, body=b'\xef\xbb\xbf\r\n<!DOCTYPE html>'),
+        'web page',
+    ),
     'error in a terminal': (raw(b'HTTP/1.0 404 \x1b]0;owned\x07\x1b[2J\r\n\r\n'), r'404.*\\x1b'),
     'bad chunk': (lambda request: chunked(request, b'-5\r\nabc\r\n'), 'IncompleteRead|chunk'),
     'headers without an end': (many_headers, '100 headers'),
+    'trailers without an end': (trailers, 'trailers came without an end'),
+    'continue without an end': (continues, 'headers or trailers came without an end'),
+    'a header that drips': (slow_header, 'bytes came in'),
     'a long line': (raw(b'HTTP/1.0 200 ' + b'x' * 70_000), 'LineTooLong'),
     'no HTTP': (raw(b'\x00\x01SSH-2.0\r\n'), 'BadStatusLine'),
     'nothing': (raw(b''), 'closed connection|Disconnected'),

@@ -30,18 +30,26 @@ def run(args: Namespace) -> None:
     """Print the incident."""
     from ...datasets.classes import shorten
     from ...engine import load_incident
+    from ...messages import printable
+    from ...weights import CheckpointError
     from .. import incident
     from ..output import print_json, print_table, quiet_libraries
 
     with quiet_libraries():
-        summary = incident.summarize(load_incident(args.file), args.modules)
+        content = load_incident(args.file)
+        try:
+            summary = incident.summarize(content, args.modules)
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f'{args.file}: not as a run writes it ({type(error).__name__}: {error})'
+            ) from error
     if args.json:
         print_json(summary)
         return
     for name in ('iter', 'epoch', 'seed', 'cause', 'module'):
-        print(f'{name}: {summary[name]}')
+        print(f'{name}: {printable(str(summary[name]))}')
     for name in ('losses', 'gradients', 'weights'):
-        print(f'{name}: {shorten(summary[name]) or "all finite"}')
+        print(f'{name}: {printable(shorten(summary[name])) or "all finite"}')
     print()
     print_table(('module, in the order in which they end', 'largest output'), summary['modules'])
     print()

@@ -66,6 +66,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         'middle',
     )
     parser.add_argument(
+        '--whole',
+        action='store_true',
+        help="leave out the crops of the config's test pipeline, so that all of a picture is seen",
+    )
+    parser.add_argument(
         '--blocks',
         choices=('last', 'all'),
         default='last',
@@ -91,6 +96,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Look, and print the files; exit status 1 if a picture was left out."""
     from ...look.samples import require_inside
+    from ...messages import printable
     from ...weights import trust
     from .. import look
     from ..output import quiet_libraries
@@ -116,11 +122,12 @@ def run(args: Namespace) -> None:
             args.blocks == 'all',
             args.layer,
             args.label,
+            args.whole,
         )
     for picture, reason in skipped.items():
-        print(f'{picture}: left out: {reason}', file=sys.stderr)
+        print(printable(f'{picture}: left out: {reason}'), file=sys.stderr)
     for file in files:
-        print(file)
+        print(printable(str(file)))
     if skipped:
         sys.exit(1)
 

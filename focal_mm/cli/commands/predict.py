@@ -64,6 +64,7 @@ def run(args: Namespace) -> None:
     """Predict, and print how it went; exit status 1 if a file was left out."""
     from dataclasses import asdict
 
+    from ...messages import printable
     from ...weights import trust
     from .. import predict
     from ..output import print_json, quiet_libraries
@@ -82,7 +83,7 @@ def run(args: Namespace) -> None:
         predictor = predict.Predictor(cfg, checkpoint, device)
         summary = predict.predict(predictor, sources, args.out, args.score, args.batch)
     for file, reason in summary.skipped.items():
-        print(f'{file}: left out: {reason}', file=sys.stderr)
+        print(printable(f'{file}: left out: {reason}'), file=sys.stderr)
     if args.json:
         print_json(asdict(summary) | dict(pictures_per_second=summary.throughput))
     else:
@@ -93,6 +94,6 @@ def run(args: Namespace) -> None:
             f'({summary.throughput:.2f} a second; {summary.model_seconds:.1f} s of it the model)'
         )
         for name in summary.files:
-            print(args.out / name)
+            print(printable(str(args.out / name)))
     if summary.skipped:
         sys.exit(1)

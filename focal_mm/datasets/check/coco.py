@@ -226,7 +226,7 @@ def find_faults(
                 'annotation of an unknown image',
                 'annotations',
                 where(picture < 0),
-                lambda row: f'{raw_images[row]}'[:40],
+                lambda row: f'{raw_images[row]!r}'[:40],
             )
         )
     if not known.all():
@@ -236,7 +236,7 @@ def find_faults(
                 'annotation of an unknown category',
                 'annotations',
                 where(~known),
-                lambda row: f'{raw_categories[row]}'[:40],
+                lambda row: f'{raw_categories[row]!r}'[:40],
             )
         )
     faults += boxes.faults()

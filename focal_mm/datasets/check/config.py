@@ -59,30 +59,47 @@ def check_config(
     if fix is not None:
         fixing.refuse_to_overwrite(fix)
         thorough = True
-    try:
-        require_classes(cfg, *loaders)
-    except ValueError as error:
-        report.error(cfg.filename or 'config', str(error.args[-1]))
+    found = Report()
     done: dict[Any, tuple[Report, Checked]] = {}
     roles: dict[str, list[tuple[Source, Checked]]] = {}
     places: set[tuple[str, ...]] = set()
     for key in loaders:
         role = key.removesuffix('_dataloader')
         for dataset in datasets_of(cfg.get(key)):
-            source = _source_of(cfg, role, dataset, report)
+            source = _source_of(cfg, role, dataset, found)
             if source is None:
                 continue
             if source not in done:
                 own = Report()
                 done[source] = own, source.check(own, thorough)
                 place = _place(source)
-                report.merge(own, again=place in places)
+                found.merge(own, again=place in places)
                 places.add(place)
             roles.setdefault(role, []).append((source, done[source][1]))
+    _check_classes(cfg, loaders, done, report)
+    report.merge(found)
     _check_roles(cfg, roles, report, thorough)
     if fix is not None:
         _write_copies(done, fix, report)
     return report
+
+
+def _check_classes(
+    cfg: Config,
+    loaders: Sequence[str],
+    done: dict[Source, tuple[Report, Checked]],
+    report: Report,
+) -> None:
+    """Hold the classes of datasets, annotation files and heads against each other."""
+    # Why a file cannot be read is said by its own check.
+    unread = [str(one.file) for one, (_, checked) in done.items()
+              if isinstance(one, CocoFile) and not checked.pictures]  # fmt: skip
+    try:
+        require_classes(cfg, *loaders)
+    except ValueError as error:
+        text = str(error.args[-1])
+        if not any(file in text for file in unread):
+            report.error(cfg.filename or 'config', text)
 
 
 def _place(source: Source) -> tuple[str, ...]:

@@ -49,6 +49,14 @@ def test_training_step_is_batch_norms(group):
         torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-5)
 
 
+def test_starts_as_batch_norm_and_draws_nothing(group):
+    """Otherwise the layers after it start with other weights than in one process."""
+    before = torch.get_rng_state()
+    norm = SyncBatchNorm(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(dict(norm.state_dict()), dict(nn.BatchNorm2d(3).state_dict()))
+
+
 def test_no_images_leave_the_statistics_alone(group):
     norm = SyncBatchNorm(3)
     x = torch.zeros(0, 3, 5, 6, requires_grad=True)

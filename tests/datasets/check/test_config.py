@@ -1,6 +1,7 @@
 """What is checked of a config: every dataset, whatever wraps it, and each against the others."""
 
 import json
+from pathlib import Path
 
 import pytest
 from mmdet.datasets import CocoDataset
@@ -58,6 +59,29 @@ def config(train, val=None, **fields):
 
 def unknown_category(content):
     content['annotations'][1]['category_id'] = 99
+
+
+def test_a_config_of_datasets_alone_is_checked(coco):
+    cfg = config(coco(unknown_category)['train'])
+    cfg.pop('model')
+    assert texts(check_config(cfg)) == ['annotation of an unknown category']
+
+
+@pytest.mark.parametrize('content', [b'', b'\x1f\x8b', b'{"images": [', b'{"images": []}'])
+def test_a_file_that_cannot_be_read_is_one_error(coco, content):
+    train = coco()['train']
+    Path(train['ann_file']).write_bytes(content)
+    (error,) = check_config(config(train)).findings
+    assert error.level == 'error' and error.file == train['ann_file']
+
+
+def test_other_names_of_classes_are_said_first(coco):
+    def rename(content):
+        for category in content['categories']:
+            category['name'] = category['name'].title()
+
+    first, *_ = texts(check_config(config(coco(rename)['train'])))
+    assert "did you mean 'Dog'?" in first
 
 
 def texts(report, level='error'):
