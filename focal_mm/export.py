@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .kernels.adaptive_pool import adaptive_avg_pool2d
 
 __all__ = [
+    'CALIBRATION',
     'Part',
     'adaptive_avg_pool2d',
     'angle',
@@ -24,6 +25,8 @@ __all__ = [
     'write_onnx',
 ]
 
+# Number of pictures that 8-bit scales follow from; docs/performance.md has what they give.
+CALIBRATION = 12
 # Heads of two stages whose RoI heads can be called without what other heads found.
 _ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead')
 

@@ -6,16 +6,18 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
+from torch import Tensor, nn
 
+from ..export import Part, quantize
 from .runner import load_config
 
 if TYPE_CHECKING:
@@ -148,9 +150,11 @@ class OnnxRuntimeNet:
 
     Args:
         net (nn.Module): The network in PyTorch.
+        calibration (sequence of Tensor): Images from which the scales of 8-bit products follow.
+            Default: none, and products are of float32.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, calibration: Sequence[Tensor] = ()) -> None:
         try:
             import onnxruntime  # noqa: F401
             import onnxscript  # noqa: F401
@@ -159,28 +163,39 @@ class OnnxRuntimeNet:
                 'onnxruntime@ needs ONNX Runtime: pip install onnxruntime onnxscript'
             ) from None
         net.eval()
-        self.net = net
-        self.sessions: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+        self.net, self.calibration = net, calibration
+        self.sessions: dict[torch.Size, Any] = {}
 
     def step(self, setting: 'Setting') -> None:
         """Run a forward pass."""
+        _refuse_all_but_forward('ONNX Runtime', setting, ('fp32',))
+        self(torch.zeros(setting.batch, 3, *setting.size))
+
+    def __call__(self, image: Tensor) -> list[Tensor]:
+        """Return the maps of images, shape (N, 3, H, W)."""
+        if image.shape not in self.sessions:
+            self.sessions[image.shape] = self._session(image)
+        return [
+            torch.from_numpy(out)
+            for out in self.sessions[image.shape].run(None, dict(image=image.numpy()))
+        ]
+
+    def _session(self, image: Tensor) -> Any:
         import onnxruntime
 
-        _refuse_all_but_forward('ONNX Runtime', setting, ('fp32',))
-        key = (setting.batch, setting.size)
-        if key not in self.sessions:
-            image = torch.randn(setting.batch, 3, *setting.size)
-            with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-                file = str(Path(folder) / 'net.onnx')
-                torch.onnx.export(self.net, (image,), file, dynamo=True, verbose=False)
-                options = onnxruntime.SessionOptions()
-                options.intra_op_num_threads = torch.get_num_threads()
-                session = onnxruntime.InferenceSession(
-                    file, options, providers=['CPUExecutionProvider']
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            file = Path(folder) / 'net.onnx'
+            torch.onnx.export(
+                self.net, (image,), file, dynamo=True, verbose=False, input_names=['image']
+            )
+            if self.calibration:
+                resized = (
+                    F.interpolate(one, image.shape[2:], mode='bilinear') for one in self.calibration
                 )
-            self.sessions[key] = session, {session.get_inputs()[0].name: image.numpy()}
-        session, inputs = self.sessions[key]
-        session.run(None, inputs)
+                quantize(Part('', self.net, (image,)), file, ((one,) for one in resized))
+            return onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
 
 
 def _refuse_all_but_forward(name: str, setting: 'Setting', dtypes: tuple[str, ...]) -> None:

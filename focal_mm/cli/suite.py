@@ -13,12 +13,18 @@ from textwrap import shorten
 from time import perf_counter
 from typing import Any, NamedTuple, cast
 
+import cv2
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from ..engine.sampling import seed_generators
+from ..export import CALIBRATION, angle
 from . import benchmark
 from .benchmark import Setting, compare, make_step
-from .networks import Foreign, build
+from .networks import Foreign, OnnxRuntimeNet, build
+from .pictures import read_picture
+from .runner import load_config
 
 FOCALNET = "FocalNet(arch='tiny_lrf', focal_windows=9)"
 SMALL_KERNELS = "FocalNet(arch='tiny_lrf')"
@@ -56,6 +62,9 @@ WHOLE = {
         (512, 512),
     ),
 }
+# Of ImageNet, in pixel values of red, green and blue.
+MEAN = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
+STD = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
 SIDES = (224, 448, 800, 1120, 1600)
 
 
@@ -136,17 +145,35 @@ class Options:
         official (Path or None): Folder with the authors' repositories. Default: figures beside
             them are left out.
         shrink (int): Divisor of the sides of all images, to try the suite. Default: 1.
+        coco (Path or None): Folder in COCO's layout, whose photographs are used. Default: figures
+            that need photographs are left out.
     """
 
     rounds: int = 5
     device: str = 'cpu'
     official: Path | None = None
     shrink: int = 1
+    coco: Path | None = None
 
     def setting(self, setting: Setting) -> Setting:
         height, width = setting.size
         size = (height // self.shrink, width // self.shrink)
         return replace(setting, size=size, device=self.device)
+
+    def photographs(self, split: str, size: tuple[int, int], count: int) -> list[Tensor]:
+        """Return photographs as a network takes them, each (1, 3, height, width).
+
+        Raises:
+            ValueError: If there is no folder of photographs.
+        """
+        if self.coco is None:
+            raise ValueError('needs photographs (--coco)')
+        files = sorted((self.coco / split).glob('*.jpg'))[:count]
+        images = (torch.from_numpy(read_picture(file)[..., ::-1].copy()) for file in files)
+        return [
+            F.interpolate((image.permute(2, 0, 1)[None] - MEAN) / STD, size, mode='bilinear')
+            for image in images
+        ]
 
 
 ROWS = (
@@ -213,6 +240,9 @@ def run(options: Options, works: Sequence[str] = ()) -> Iterator[Figure]:
         *((row.work, partial(measure, row)) for row in ROWS),
         *((f'{name} whole', partial(_whole, name)) for name in WHOLE),
         *((f'{name} against pixels', partial(_pixels, name)) for name in NETS),
+        ('FocalNet-T forward in int8', _int8),
+        *((f'{name} maps in bf16', partial(_errors, name)) for name in NETS),
+        ('data', _data),
         *((f'{name} at a new size', partial(_new_size, name)) for name in NETS),
         *((f'{name} compiles', partial(_compiles, name)) for name in NETS),
         ('import', _imports),
@@ -312,6 +342,74 @@ def _pixels(name: str, options: Options) -> Iterator[Figure]:
     yield Figure(
         f'{name} against pixels', 'a straight line, off', (line - 1).abs().max().item(), 0.1
     )
+
+
+def _int8(options: Options) -> Iterator[Figure]:
+    """Compare FocalNet-T with products of 8 bits with itself in fp32: time and maps."""
+    setting, net = options.setting(LARGE), cast(nn.Module, build(FOCALNET))
+    images = options.photographs('val2017', setting.size, 6)
+    quantized = OnnxRuntimeNet(net, options.photographs('train2017', setting.size, CALIBRATION))
+    steps = {'int8': make_step(quantized, setting), 'fp32': make_step(net, setting)}
+    first, ours = compare(steps, options.rounds, options.device)
+    yield Figure('FocalNet-T forward in int8', 'fp32, time', first.ratio(ours), 0.5)
+    with torch.no_grad():
+        worst = max(
+            angle(expected, found)
+            for image in images
+            for expected, found in zip(net(image), quantized(image))
+        )
+    yield Figure('FocalNet-T maps in int8', '1 minus the cosine to fp32', worst, 0.001)
+
+
+def _errors(name: str, options: Options) -> Iterator[Figure]:
+    """Measure how far the maps of photographs in bf16 are from those in fp32."""
+    setting, net = options.setting(LARGE), cast(nn.Module, build(NETS[name])).eval()
+    worst = 0.0
+    with torch.no_grad():
+        for image in options.photographs('val2017', setting.size, 6):
+            expected = net(image)
+            with torch.autocast('cpu', torch.bfloat16):
+                found = net(image)
+            for a, b in zip(found, expected):
+                worst = max(worst, float((a - b).norm() / b.norm()))
+    yield Figure(f'{name} maps in bf16', 'fp32, norm of the difference', worst, 0.02)
+
+
+def _data(options: Options) -> Iterator[Figure]:
+    """Compare ways to load COCO with the training pipeline of mmdet, on one core."""
+    ways: dict[str, dict[str, Any]] = {
+        'masks as polygons': dict(type='LoadAnnotations', poly2mask=False),
+        'TurboJPEG': dict(type='LoadImageFromFile', imdecode_backend='turbojpeg'),
+    }
+    for way, change in ways.items():
+        yield from attempt(f'data, {way}', _loading(way, change, options))
+
+
+def _loading(way: str, change: dict[str, Any], options: Options) -> Iterator[Figure]:
+    from mmdet.registry import DATASETS
+
+    if options.coco is None:
+        raise ValueError('needs photographs (--coco)')
+    cfg = load_config('focal_mm::mask_rcnn/focalnet_t_1x.py').train_dataloader.dataset
+    cfg.data_root = f'{options.coco}/'
+    steps: dict[str, Callable[[], None]] = {}
+    for name in ('mmdet', 'ours'):
+        steps[name] = partial(_load, DATASETS.build(cfg))
+        (transform,) = (one for one in cfg.pipeline if one.type == change['type'])
+        transform.update(change)
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        other, first = compare(steps, options.rounds)
+    finally:
+        cv2.setNumThreads(threads)
+    yield Figure(f'data, {way}', 'the pipeline of mmdet, time', first.ratio(other), 0.667)
+
+
+def _load(dataset: Any) -> None:
+    seed_generators(0)
+    for index in range(min(len(dataset), 80)):
+        dataset[index]
 
 
 def _new_size(name: str, options: Options) -> Iterator[Figure]:

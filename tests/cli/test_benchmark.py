@@ -3,10 +3,13 @@ import sys
 
 import pytest
 import torch
+from mmdet.datasets import CocoDataset
 from torch import nn
 
 from focal_mm.cli import benchmark, networks, suite
 from focal_mm.cli.benchmark import Report, Result, Setting
+from focal_mm.datasets import mini_coco
+from focal_mm.datasets.shapes import SHAPES
 
 pytestmark = pytest.mark.stock
 
@@ -159,6 +162,21 @@ def test_suite_measures_what_it_can_and_says_why_it_cannot(small_suite, tmp_path
     assert '--official' in notes[0] and 'FocalNat' in notes[1]
     suite.save(figures, small_suite, tmp_path / 'a.json')
     assert json.loads((tmp_path / 'a.json').read_text())['figures'][0]['verdict'] == 'missed'
+
+
+def test_suite_measures_what_needs_photographs(small_suite, tmp_path, monkeypatch):
+    pytest.importorskip('onnxruntime')
+    works = ('int8', 'maps', 'data')
+    notes = [figure.note for figure in suite.run(small_suite, works)]
+    assert notes and all('--coco' in note for note in notes)
+    monkeypatch.setattr(suite, 'FOCALNET', SMALL)
+    monkeypatch.setitem(CocoDataset.METAINFO, 'classes', SHAPES)
+    small_suite.coco = mini_coco(tmp_path / 'coco')
+    found = {figure.work: figure for figure in suite.run(small_suite, works)}
+    assert 0 < found['FocalNet-T maps in int8'].value < 0.05
+    assert 0 < found['small maps in bf16'].value < 0.1
+    assert found['data, masks as polygons'].value > 0
+    assert found['FocalNet-T forward in int8'].value > 0
 
 
 def test_suite_compares_with_the_official_code(small_suite, tmp_path):

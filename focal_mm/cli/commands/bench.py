@@ -3,7 +3,7 @@
 Examples:
   focal-mm bench "FocalNet(arch='tiny_lrf')" --peer mmdet.SwinTransformer --size 800x1216
   focal-mm bench configs/mask_rcnn/focalnet_t_1x.py --size 320 --train --json figures.json
-  focal-mm bench --suite --official ~/code
+  focal-mm bench --suite --official ~/code --coco data/coco
   focal-mm bench --suite "training step" import --json figures.json
 """
 
@@ -46,6 +46,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=path,
         metavar='DIR',
         help='with --suite: a folder with clones of FocalNet and Focal-Transformer',
+    )
+    parser.add_argument(
+        '--coco',
+        type=path,
+        metavar='DIR',
+        help="with --suite: a folder in COCO's layout, for what needs photographs",
     )
     parser.add_argument(
         '--shrink',
@@ -136,10 +142,10 @@ def _run_suite(args: Namespace, device: str) -> None:
     from .. import suite
     from ..output import print_table
 
-    options = suite.Options(args.rounds, device, args.official, args.shrink)
+    options = suite.Options(args.rounds, device, args.official, args.shrink, args.coco)
     figures = []
     for figure in suite.run(options, args.suite):
-        value = figure.note if figure.value is None else f'{figure.value:.2f}'
+        value = figure.note if figure.value is None else f'{figure.value:.3g}'
         print(f'{figure.work} / {figure.beside}: {value}', file=sys.stderr, flush=True)
         figures.append(figure)
     print_table(
@@ -148,7 +154,7 @@ def _run_suite(args: Namespace, device: str) -> None:
             (
                 f.work,
                 f.beside,
-                '' if f.value is None else round(f.value, 3),
+                '' if f.value is None else f'{f.value:.3g}',
                 '' if f.bar is None else f.bar,
                 f.note or f.verdict,
             )

@@ -20,9 +20,6 @@ from ..arguments import (
     path,
 )
 
-# Number of pictures that scales follow from; docs/performance.md has what they give.
-CALIBRATION = 12
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the model, the file and the picture."""
@@ -40,7 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs='+',
         metavar='PICTURE',
         help='compute products in 8 bits, with scales from these pictures: files, folders, '
-        f'patterns, of which {CALIBRATION} are taken',
+        'patterns, of which 12 are taken',
     )
     parser.add_argument(
         '--tolerance',
@@ -58,6 +55,7 @@ def run(args: Namespace) -> None:
     import sys
     from importlib.util import find_spec
 
+    from ...export import CALIBRATION
     from ...weights import trust
     from .. import export
     from ..output import print_json, print_table, quiet_libraries
