@@ -5,6 +5,7 @@ Nothing in the folder is run: configs are read as literals, and checkpoints are 
 
 import json
 import math
+import os
 import re
 import shlex
 import time
@@ -63,6 +64,8 @@ def read_run(work_dir: Path, base: str | None = None) -> dict[str, Any]:
     validations = _validations(work_dir, starts)
     loop = _part(config, 'train_cfg')
     state = _state(work_dir, starts, train, val, loop, record)
+    if state['kind'] == 'going on' and _has_ended(work_dir, config):
+        state['kind'] = 'stopped'
     _note_faults(train, notes)
     environment = _environment(text)
     return dict(
@@ -295,6 +298,15 @@ def _compared(config: dict, file: Path | None, base: str | None, record: dict) -
 
 
 # ---- state, speed, environment ------------------------------------------------------------------
+
+
+def _has_ended(work_dir: Path, config: dict) -> bool:
+    """Return whether a runner of ours has left the folder, which it holds by a file while it runs.
+
+    A process that is killed leaves the file, and Windows has none.
+    """
+    ours = 'Durable' in str(config.get('runner_type'))
+    return ours and os.name == 'posix' and not (work_dir / '.running').exists()
 
 
 def _state(

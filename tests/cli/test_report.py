@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, VISUALIZERS, init_default_scope
 
 from focal_mm.cli.runner import load_config
 from focal_mm.report import read_run
@@ -97,8 +97,12 @@ def test_checkpoint_is_validated(command, work_dir, tiny_models, kind):
     state = MODELS.build(cfg.model).state_dict()
     torch.save(dict(state_dict=state, meta=meta), work_dir / 'epoch_1.pth')
     before = {path.name for path in work_dir.iterdir()}
+    with VISUALIZERS.switch_scope_and_registry(cfg.default_scope) as registry:
+        visualizer = registry.get(cfg.visualizer.type)
+    shared = visualizer.check_instance_created('visualizer')
     status, *_ = command('report', work_dir, '--evaluate')
     assert status == 0
+    assert visualizer.check_instance_created('visualizer') == shared  # other runs would use it
     assert {path.name for path in work_dir.iterdir()} == before | {'report', 'report.html'}
     details = read_run(work_dir)['details']
     details_kind, by_class, metric = KINDS[kind]

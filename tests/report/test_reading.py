@@ -5,6 +5,7 @@ import time
 import pytest
 from tiny_run import At, KilledError, kill, make_runner
 
+from focal_mm.engine.lock import held
 from focal_mm.report import read_run
 
 pytestmark = pytest.mark.stock
@@ -105,6 +106,15 @@ def test_checkpoint_of_an_earlier_run_does_not_end_a_new_one(write_start, train_
     (folder / 'last_checkpoint').write_text('epoch_3.pth')
     os.utime(folder / 'last_checkpoint', (1e9, 1e9))
     assert read_run(folder)['state']['kind'] == 'going on'
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='its files have no locks')
+def test_run_of_our_runner_goes_on_while_it_holds_its_folder(write_start, train_line):
+    config = "train_cfg = dict(max_epochs=3)\nrunner_type = 'focal_mm.DurableRunner'\n"
+    folder = write_start([train_line(4)], config=config)
+    assert read_run(folder)['state']['kind'] == 'stopped'
+    with held(str(folder)):
+        assert read_run(folder)['state']['kind'] == 'going on'
 
 
 def test_broken_lines_are_left_out_and_said(write_start, train_line):
