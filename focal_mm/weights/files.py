@@ -178,7 +178,8 @@ def _read(path: Path, head: bytes, map_location: Any, omit: bool) -> Any:
         raise CheckpointError(f'{path}: this is a zip archive with {members[0]}; {_UNPACK}')
     if head.startswith(b'PK') or _is_torch(head):
         if trusted:
-            return torch.load(path, map_location=map_location, weights_only=False)
+            with path.open('rb') as file:  # of a name, torch 2.14 believes the suffix
+                return torch.load(file, map_location=map_location, weights_only=False)
         content = unpickling.load(path, map_location, omit)
         if str(map_location) != 'meta':
             _require_stored(path, content)

@@ -485,12 +485,13 @@ def load(path: Path, map_location: Any = None, omit: bool = False, mmap: bool = 
         raise RefusedError('a TorchScript program')
     if not archived and tarfile.is_tarfile(path):
         raise pickle.UnpicklingError('a tar archive')
-    with _unforced():
+    misnamed = path.suffix == '.safetensors'  # torch 2.14 goes by the name, unless a file is open
+    with _unforced(), path.open('rb') as file:
         return torch.load(
-            str(path),
+            file if misnamed else str(path),
             map_location=map_location,
             weights_only=False,
-            mmap=mmap,
+            mmap=mmap and not misnamed,
             pickle_module=_Pickle(_OmittingUnpickler if omit else _Unpickler),
         )
 
