@@ -13,7 +13,7 @@ from ..registry import HOOKS
 from .checkpoints import BACKEND, PART, NoSpaceError, write_whole
 from .fit import describe_optimizers, trained_names
 from .process_state import gather_processes, restore_process
-from .sampling import get_random_state, set_random_state
+from .sampling import get_random_state, seed_generators, set_random_state
 
 # The checkpoint of a run that was stopped between two others.
 INTERRUPTED = 'interrupted.pth'
@@ -77,8 +77,11 @@ class DurableCheckpointHook(CheckpointHook):
             self.resumed = None
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Keep the random states, so that training does not depend on validation."""
+        """Keep the random states, so that training does not depend on validation, nor validation on
+        what else draws in this process.
+        """
         self.random = get_random_state()
+        seed_generators(runner.seed or 0, runner.iter)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Restore the random states and save the best checkpoint."""

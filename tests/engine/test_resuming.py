@@ -1,6 +1,7 @@
 """A run that is interrupted and goes on ends with the weights of one that was not, to the bit."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -94,6 +95,16 @@ def test_interrupted_run_equals_the_whole_one(tmp_path, workers, by_epoch, field
     end_workers(whole)
     parts = run_in_parts(tmp_path / 'parts', [7, 11], workers, by_epoch, **fields)
     assert everything(parts) == everything(whole)
+
+
+def test_validation_does_not_depend_on_what_else_draws(tmp_path):
+    scores = []
+    for number, hooks in enumerate(([], [At(3, lambda runner: random.random())])):
+        torch.manual_seed(0)
+        runner = make_runner(tmp_path / str(number), custom_hooks=hooks)
+        runner.train()
+        scores.append(everything(runner))
+    assert scores[0] == scores[1]
 
 
 def test_number_of_workers_does_not_matter(tmp_path):
