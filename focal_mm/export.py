@@ -25,7 +25,7 @@ __all__ = [
     'write_onnx',
 ]
 
-# Number of pictures that 8-bit scales follow from; docs/performance.md has what they give.
+# Number of pictures that 8-bit scales follow from.
 CALIBRATION = 12
 # Heads of two stages whose RoI heads can be called without what other heads found.
 _ROI_HEADS = ('StandardRoIHead', 'CascadeRoIHead')

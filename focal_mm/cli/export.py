@@ -51,9 +51,10 @@ def export(
     for name in ('torch.onnx', 'onnxscript', 'onnx_ir'):
         logging.getLogger(name).setLevel(logging.ERROR)
     pixels = read_image(image)
-    samples = [read_image(path) for path in calibration]
+    calibrating = [read_image(path) for path in calibration]
     predictor = Predictor(cfg, checkpoint, 'cpu')
     picture = prepare(predictor, pixels)
+    samples = [prepare(predictor, pixels) for pixels in calibrating]
     example = interpolate(picture, EXAMPLE, mode='bilinear')
     first, *rest = parts_of(predictor.model, torch.cat([example, example.flip(3)]))
 
@@ -72,8 +73,7 @@ def export(
         file = out.with_name(f'{out.stem}{part.name}.onnx')
         write_onnx(part, file)
         if samples:
-            prepared = (prepare(predictor, pixels) for pixels in samples)
-            quantize(part, file, (inputs(part, picture) for picture in prepared))
+            quantize(part, file, (inputs(part, sample) for sample in samples))
         shapes: dict[str, list[int]] = {}
         differences: dict[str, float] = {}
         for run in (inputs(part, picture), part.inputs):

@@ -268,10 +268,8 @@ def _extract(address: str, root: Path, prefix: str, wanted: list[str]) -> None:
                 ) as source:
                     shutil.copyfileobj(source, file)
                 with ZipFile(file) as archive:
-                    size, free = (
-                        sum(m.file_size for m in archive.infolist()),
-                        shutil.disk_usage(root).free,
-                    )
+                    size = sum(member.file_size for member in archive.infolist())
+                    free = shutil.disk_usage(root).free
                     if size > free:
                         raise OSError(f'it unpacks to {size:,} bytes, the disk has {free:,}')
                     for member in archive.namelist():

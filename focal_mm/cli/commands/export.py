@@ -90,12 +90,8 @@ def run(args: Namespace) -> None:
         print_table(['file', 'output', 'shape', 'difference'], rows)
         for check in checks:
             worst = max(check['differences'].values())
-            kind = (
-                'cosine to PyTorch is at most off 1 by'
-                if pictures
-                else 'largest difference to PyTorch'
-            )
-            print(f'{check["file"]}: {kind} {worst:.1e}')
+            measure = '1 minus the smallest cosine' if pictures else 'largest difference'
+            print(f'{check["file"]}: {measure} to PyTorch {worst:.1e}')
     tolerance = args.tolerance
     if tolerance is None:
         tolerance = 5e-2 if pictures else 1e-3
