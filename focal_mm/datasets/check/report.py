@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...messages import printable as escaped
+
 EXAMPLES = 5  # of each fault that are kept
 LEVELS = ('error', 'warning', 'note')
 
@@ -131,10 +133,4 @@ def printable(text: str, length: int = 200) -> str:
     Control characters, which may command a terminal, and lone surrogates are escaped; a long text
     is cut.
     """
-    if len(text) > length:
-        text = f'{text[:length]}...'
-    if text.isprintable():
-        return text
-    return ''.join(
-        one if one.isprintable() else one.encode('unicode_escape').decode() for one in text
-    )
+    return escaped(f'{text[:length]}...' if len(text) > length else text)
