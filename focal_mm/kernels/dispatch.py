@@ -14,6 +14,7 @@ from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
+from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
@@ -141,7 +142,17 @@ def is_triton(*tensors: Tensor) -> bool:
 
 # The original `forward` of each class that kernels may stand for; patched classes differ from it.
 _FORWARDS: dict[type, Callable] = {
-    cls: cls.forward for cls in (nn.Linear, nn.Conv2d, nn.GELU, nn.Dropout, nn.Sequential)
+    cls: cls.forward
+    for cls in (
+        nn.Linear,
+        nn.Conv2d,
+        nn.LayerNorm,
+        nn.GELU,
+        nn.Dropout,
+        nn.Identity,
+        nn.Sequential,
+        DropPath,
+    )
 }
 _STEPS: set[Callable] = set()
 
@@ -170,7 +181,7 @@ def is_unhooked(module: nn.Module, cls: type) -> bool:
     """
     return (
         type(module) is cls
-        and _FORWARDS[cls] is type(module).forward
+        and _FORWARDS.get(cls) is cls.forward
         and 'forward' not in module.__dict__
         and not (
             module._forward_hooks
