@@ -234,7 +234,12 @@ def norm_mlp(norm: nn.Module, layers: nn.Module, x: Tensor) -> Tensor:
     Returns:
         Tensor: Shape (..., C).
     """
-    if type(layers) is Mlp and can_fuse((norm, nn.LayerNorm), (layers, Mlp), *layers.parts()):
+    if (
+        isinstance(norm, nn.LayerNorm)
+        and norm.elementwise_affine
+        and isinstance(layers, Mlp)
+        and can_fuse((norm, nn.LayerNorm), (layers, Mlp), *layers.parts())
+    ):
         weights = layers.fc1.weight, layers.fc1.bias, layers.fc2.weight, layers.fc2.bias
         return mlp(x, *weights, norm.weight, norm.bias, norm.eps)
     return layers(norm(x))

@@ -50,14 +50,15 @@ class FocalNetBlock(ScaledBlock):
         self.norm1 = build_norm(norm_cfg, dim)
         self.modulation = modulation
         self.norm2 = build_norm(norm_cfg, dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop)
+        self.hidden_dim = int(dim * mlp_ratio)
+        self.mlp = Mlp(dim, self.hidden_dim, act_cfg, drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
         modulation = self.modulation
         steps = ((modulation, step) for step in ('split', 'modulate', 'emit'))
         modules = self.norm1, modulation, self.norm2, self.mlp, self.drop_path
-        if not modulation.keep_maps and can_slice(x, self.mlp.fc1.out_features, *modules, *steps):
+        if not modulation.keep_maps and can_slice(x, self.hidden_dim, *modules, *steps):
             return self._forward_by_rows(x)
         if self.use_postln:
             x = self.add(x, self.norm1(modulation(x)), self.gamma_1)
@@ -67,7 +68,7 @@ class FocalNetBlock(ScaledBlock):
 
     def _forward_by_rows(self, x: Tensor) -> Tensor:
         """Compute :meth:`forward` by rows, but for the gathering of contexts."""
-        modulation, width = self.modulation, self.mlp.fc1.out_features
+        modulation, width = self.modulation, self.hidden_dim
 
         def begin(x: Tensor) -> tuple[Tensor, ...]:
             return modulation.split(x if self.use_postln else self.norm1(x))

@@ -121,7 +121,7 @@ def multiply_linear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -
     Returns:
         Tensor: Shape (..., C').
     """
-    if not is_fast(x, y, weight, bias) or not _is_convolved(x):
+    if not is_fast(x, y, weight, bias):
         return multiply_linear_reference(x, y, weight, bias)
     if not wants_grad(x, y, weight, bias):
         return linear(x * y, weight, bias)
@@ -178,7 +178,7 @@ def mlp(
     if not is_fast(x, *weights, *norm):
         return mlp_reference(x, *weights, *norm, eps)
     rows = x.reshape(-1, x.shape[-1])
-    compute = _Mlp.apply if wants_grad(x, *weights, *norm) else _mlp_by_slices
+    compute: Any = _Mlp.apply if wants_grad(x, *weights, *norm) else _mlp_by_slices
     return compute(rows, *autocast(*weights), *norm, eps).reshape(*x.shape[:-1], len(weight2))
 
 

@@ -3,8 +3,14 @@ import torch
 from torch import nn
 
 from focal_mm.backbones.base import Mlp
-from focal_mm.kernels import linear
-from focal_mm.kernels.linear import project
+from focal_mm.kernels import rows
+from focal_mm.kernels.linear import mlp as mlp_kernel
+from focal_mm.kernels.linear import (
+    mlp_reference,
+    multiply_linear,
+    multiply_linear_reference,
+    project,
+)
 
 
 def plain(mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
@@ -50,7 +56,7 @@ def test_linear_layer_under_autocast_is_in_its_precision():
 
 @pytest.mark.parametrize('tokens', [1, 7, 64])
 def test_mlp_in_slices_is_the_plain_one(tokens, monkeypatch):
-    monkeypatch.setattr(linear, 'HIDDEN_ELEMENTS', 100)
+    monkeypatch.setattr(rows, 'ELEMENTS', 100)
     mlp, x = Mlp(6, 24), torch.randn(tokens, 3, 6, requires_grad=True)
     wanted = (x, *mlp.parameters())
     grad = torch.randn(tokens, 3, 6)
@@ -89,3 +95,45 @@ def test_part_of_an_mlp_may_be_replaced():
     mlp, x = Mlp(8, 8), torch.randn(5, 8)
     mlp.fc1 = nn.Sequential(mlp.fc1)
     torch.testing.assert_close(mlp(x), plain(mlp, x))
+
+
+def equal_with_gradients(kernel, reference, *tensors):
+    tensors = tuple(t if t is None else t.requires_grad_() for t in tensors)
+    out, expected = kernel(*tensors), reference(*tensors)
+    wanted, grad = [t for t in tensors if t is not None], torch.randn_like(expected)
+    torch.testing.assert_close(out, expected)
+    found = torch.autograd.grad(out, wanted, grad)
+    torch.testing.assert_close(
+        found, torch.autograd.grad(expected, wanted, grad), atol=2e-4, rtol=1e-4
+    )
+    assert all(part.is_contiguous() for part in found)
+
+
+@pytest.mark.parametrize('tokens', [5, 1500])
+@pytest.mark.parametrize('bias', [True, False])
+def test_norm_and_mlp_are_the_plain_ones(tokens, bias, monkeypatch):
+    monkeypatch.setattr(rows, 'ELEMENTS', 100)
+    sizes = (2, tokens, 6), (24, 6), (24,), (6, 24), (6,), (6,), (6,)
+    values = [torch.randn(size) for size in sizes]
+    if not bias:
+        values[2] = values[4] = values[6] = None
+    equal_with_gradients(mlp_kernel, mlp_reference, *values)
+
+
+@pytest.mark.parametrize('tokens', [5, 700])
+@pytest.mark.parametrize('bias', [True, False])
+def test_layer_of_a_product_is_the_plain_one(tokens, bias):
+    x, y, weight = torch.randn(2, tokens, 8), torch.randn(2, tokens, 8), torch.randn(24, 8)
+    shift = torch.randn(24) if bias else None
+    equal_with_gradients(multiply_linear, multiply_linear_reference, x, y, weight, shift)
+
+
+@pytest.mark.parametrize('kernel', [mlp_kernel, multiply_linear])
+def test_kernels_of_linear_layers_can_be_differentiated_twice(kernel):
+    sizes = {
+        mlp_kernel: ((4, 3), (5, 3), (5,), (3, 5), (3,), (3,), (3,)),
+        multiply_linear: ((4, 3), (4, 3), (5, 3), (5,)),
+    }[kernel]
+    values = [torch.randn(size, dtype=torch.double, requires_grad=True) for size in sizes]
+    assert torch.autograd.gradcheck(kernel, values)
+    assert torch.autograd.gradgradcheck(kernel, values)
