@@ -343,9 +343,10 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, scale, shift = ctx.saved_tensors[:7]
+        saved = ctx.saved_tensors  # a checkpoint hands them out once
+        *tensors, scale, shift = saved[:7]
         x, weight1, bias1, weight2, bias2 = tensors
-        hidden = ctx.saved_tensors[7:]
+        hidden = saved[7:]
         if differentiates_again(grad):
             reference = partial(mlp_reference, eps=ctx.eps)
             inputs = (*tensors, scale, shift)
