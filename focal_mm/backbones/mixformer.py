@@ -13,8 +13,10 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..kernels.dispatch import can_fuse, wants_grad
+from ..kernels.inference import acts_on_tokens, apply_folded, by_rows, is_folded
 from ..kernels.linear import PatchConv2d
-from ..kernels.window_plans import pad_to_multiple, roll
+from ..kernels.window_plans import pad_to_multiple
 from ..registry import MODELS
 from .arguments import (
     check_sizes,
@@ -72,10 +74,7 @@ class MixingBlock(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
-        # Zeros after the norm make whole windows. As in the official code they are tokens like
-        # any other: attended to, convolved and pooled.
-        out = self.attn(pad_to_multiple(self.norm1(x), self.attn.window_size))
-        x = x + self.drop_path(roll(out, (0, 0), x.shape[1:3]))
+        x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -126,7 +125,17 @@ class ConvStem(BaseModule):
         """(N, C, H, W) -> (N, ceil(H / patch_size), ceil(W / patch_size), embed_dims)."""
         x = pad_to_multiple(x, self.patch_size, channels_first=True)
         # With channels last in memory, 3 x 3 convolutions take half the time on a CPU.
-        x = self.stem(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
+        x = x.permute(0, 2, 3, 1).contiguous()
+        known = can_fuse((self.proj, PatchConv2d)) and acts_on_tokens(self.norm)
+        if not known or not is_folded(self.stem) or wants_grad(x, *self.proj.parameters()):
+            return self.embed(x)
+        # A patch sees pixels of its neighbors alone: those that two convolutions reach.
+        elements = 4 * len(x) * x.shape[2] // self.patch_size * self.proj.in_channels
+        return by_rows(self.embed, x, elements=elements, shrink=self.patch_size, halo=2)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H / patch_size, W / patch_size, embed_dims)."""
+        x = apply_folded(self.stem, x.permute(0, 3, 1, 2))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
     def fold_norms(self) -> None:

@@ -9,9 +9,12 @@ from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..kernels.dispatch import wants_grad
+from ..kernels.inference import acts_on_tokens, apply_folded, by_rows
 from ..kernels.linear import PatchConv2d, project
+from ..kernels.padding import project_padded
 from ..kernels.window_attention import window_attention
-from ..kernels.window_plans import Windows
+from ..kernels.window_plans import Windows, roll
 from ..weights.loading import FittedModule
 from ..weights.resize import fit_position_bias
 from .base import build_norm, relative_index
@@ -117,16 +120,19 @@ class WindowAttentionBlock(FittedModule):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Attend within each window: (N, H, W, C) -> (N, H, W, C)."""
-        height, width = x.shape[1:3]
+    def attend(self, x: Tensor, *layers: nn.Module) -> Tensor:
+        """Attend within each window of a map that is padded to whole windows and has passed some
+        layers: (N, H, W, C) -> (N, H', W', C').
+        """
+        qkv = project_padded(x, self.window_size, *layers, self.qkv)
+        height, width = qkv.shape[1:3]
         size, shift = self.window_size, None
         if self.shift_size:
             # Along a side of one window there is nothing that a shift could connect.
             shift = (self.shift_size * (1 - size // height), self.shift_size * (1 - size // width))
         windows = Windows(height, width, size, shift)
         dropout = self.attn_drop if self.training else 0.0
-        qkv = project(self.qkv, x).flatten(1, 2)
+        qkv = qkv.flatten(1, 2)
         if self.keep_maps:
             self.tokens, self.token_windows = qkv.detach(), windows
         bias = self.bias_of(windows, qkv.dtype)
@@ -227,24 +233,60 @@ class MixingAttention(WindowAttentionBlock):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C), H and W multiples of the window -> (N, H, W, C)."""
-        conv = self.proj_cnn_norm(project(self.proj_cnn, x))
-        conv = self.dwconv3x3(conv.permute(0, 3, 1, 2))
-        attn = self.attend(self.proj_attn_norm(project(self.proj_attn, x)))
+        """(N, H, W, C) -> (N, H, W, C)."""
+        size = x.shape[1:3]
+        # Zeros make whole windows. As in the official code they are tokens like any other: attended
+        # to, convolved and pooled.
+        conv = project_padded(x, self.window_size, self.proj_cnn, self.proj_cnn_norm)
+        conv = apply_folded(self.dwconv3x3, conv.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        attn = self.attend(x, self.proj_attn, self.proj_attn_norm)
+        scale = None
         if self.channel_interaction is not None:
-            # Attention is linear in its values, so scaling the output is the same.
-            scale = self.channel_interaction(conv.mean((2, 3), keepdim=True)).sigmoid()
-            attn = attn * scale.permute(0, 2, 3, 1)
+            pooled = conv.mean((1, 2), keepdim=True).permute(0, 3, 1, 2)
+            scale = self.channel_interaction(pooled).sigmoid().permute(0, 2, 3, 1)
             if self.keep_maps:
                 self.channel_weights = scale.flatten(1).detach()
-        conv = self.projection(conv)
+
+        def merge(attn: Tensor, conv: Tensor) -> Tensor:
+            attn, conv = (roll(x, (0, 0), size) for x in self.interact(attn, conv, scale))
+            return self.proj_drop(project(self.proj, torch.cat((self.attn_norm(attn), conv), -1)))
+
+        # Only norms in training mode have to see the padding, too.
+        apart = not self.keep_maps and acts_on_tokens(*self.token_layers())
+        if not apart or wants_grad(attn, conv, scale):
+            return merge(attn, conv)
+        attn, conv = (roll(x, (0, 0), size) for x in (attn, conv))
+        return by_rows(merge, attn, conv, elements=conv[:, 0].numel())
+
+    def interact(self, attn: Tensor, conv: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Let the two branches interact.
+
+        Args:
+            attn (Tensor): What was attended to, shape (N, H, W, C / 2).
+            conv (Tensor): What was convolved, shape (N, H, W, C).
+            scale (Tensor or None): The channels' scale, shape (N, 1, 1, C / 2).
+
+        Returns:
+            tuple[Tensor, Tensor]: Both, shape (N, H, W, C / 2).
+        """
+        if scale is not None:
+            # Attention is linear in its values, so scaling the output is the same.
+            attn = attn * scale
+        conv = self.projection(conv.permute(0, 3, 1, 2))
         if self.spatial_interaction is not None:
-            scale = self.spatial_interaction(attn.permute(0, 3, 1, 2)).sigmoid()
-            conv = conv * scale
+            weights = apply_folded(self.spatial_interaction, attn.permute(0, 3, 1, 2)).sigmoid()
+            conv = conv * weights
             if self.keep_maps:
-                self.spatial_weights = scale[:, 0].detach()
-        conv = self.conv_norm(conv).permute(0, 2, 3, 1)
-        return self.proj_drop(project(self.proj, torch.cat((self.attn_norm(attn), conv), -1)))
+                self.spatial_weights = weights[:, 0].detach()
+        return attn, self.conv_norm(conv).permute(0, 2, 3, 1)
+
+    def token_layers(self) -> list[nn.Module]:
+        """Return the layers behind attention and convolution, which act on single tokens."""
+        layers = (
+            self.projection, self.spatial_interaction, self.conv_norm, self.attn_norm, self.proj,
+            self.proj_drop,
+        )  # fmt: skip
+        return [layer for layer in layers if layer is not None]
 
     def fold_norms(self) -> None:
         """See :meth:`MixFormer.fold_norms`."""
@@ -291,6 +333,7 @@ class SuccessiveAttention(WindowAttentionBlock):
         super().__init__(dim, dim, num_heads, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C), H and W multiples of the window -> (N, H, W, C)."""
+        """(N, H, W, C) -> (N, H, W, C)."""
         attn = self.attn_norm(self.attend(x)).permute(0, 3, 1, 2)
-        return self.proj_drop(project(self.proj, self.dwconv3x3(attn).permute(0, 2, 3, 1)))
+        out = apply_folded(self.dwconv3x3, attn).permute(0, 2, 3, 1)
+        return self.proj_drop(project(self.proj, roll(out, (0, 0), x.shape[1:3])))

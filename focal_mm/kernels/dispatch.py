@@ -141,7 +141,17 @@ def is_triton(*tensors: Tensor) -> bool:
 
 # The original `forward` of each class that kernels may stand for; patched classes differ from it.
 _FORWARDS: dict[type, Callable] = {
-    cls: cls.forward for cls in (nn.Linear, nn.Conv2d, nn.GELU, nn.Dropout, nn.Sequential)
+    cls: cls.forward
+    for cls in (
+        nn.Linear,
+        nn.Conv2d,
+        nn.LayerNorm,
+        nn.BatchNorm2d,
+        nn.GELU,
+        nn.Dropout,
+        nn.Identity,
+        nn.Sequential,
+    )
 }
 _STEPS: set[Callable] = set()
 
