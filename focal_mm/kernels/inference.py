@@ -108,7 +108,8 @@ def apply_folded(layers: nn.Sequential, x: Tensor) -> Tensor:
     """
     if not is_folded(layers) or wants_grad(x):
         return layers(x)
-    for layer, following in zip(layers, [*layers[1:], None]):
+    steps = list(layers)
+    for layer, following in zip(steps, [*steps[1:], None]):
         if isinstance(layer, nn.Conv2d):
             weight, bias = layer.weight, layer.bias
             if isinstance(following, _BatchNorm):
