@@ -18,8 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels.dispatch import cached, can_fuse, is_graph, record_choice
+from ..kernels.dispatch import cached, can_fuse, fused_module, is_graph, record_choice
 from ..kernels.linear import PatchConv2d, mlp
+from ..kernels.rows import reuse_memory
 from ..kernels.window_plans import pad_to_multiple
 from ..weights.loading import (
     CheckpointError,
@@ -189,6 +190,7 @@ def tie_maps(maps: Sequence[Tensor], net: nn.Module) -> tuple[Tensor, ...]:
     return tuple(_Tie.apply(map_, *learned) for map_ in maps)
 
 
+@fused_module
 class Mlp(BaseModule):
     """Two linear layers with an activation between them, on the last axis.
 
@@ -431,15 +433,16 @@ class StagedBackbone(BaseModule, FittedBackbone):
         """(N, in_channels, H, W), any H, W >= 1 -> maps of ``out_indices``, each
         (N, C_i, ceil(H / s_i), ceil(W / s_i)) with s_i = patch_size * 2**i.
         """
-        x = self.pos_drop(self.patch_embed(x))
         maps = []
-        for i, stage in enumerate(self.layers):
-            x = stage(x)
-            if i in self.out_indices:
-                out = getattr(self, f'norm{i}')(x) if self.out_norm else x
-                maps.append(out.permute(0, 3, 1, 2).contiguous())
-            if stage.downsample is not None:
-                x = stage.downsample(x.permute(0, 3, 1, 2))
+        with nullcontext() if is_graph() else reuse_memory():
+            x = self.pos_drop(self.patch_embed(x))
+            for i, stage in enumerate(self.layers):
+                x = stage(x)
+                if i in self.out_indices:
+                    out = getattr(self, f'norm{i}')(x) if self.out_norm else x
+                    maps.append(out.permute(0, 3, 1, 2).contiguous())
+                if stage.downsample is not None:
+                    x = stage.downsample(x.permute(0, 3, 1, 2))
         return tie_maps(maps, self)
 
     def init_weights(self) -> None:

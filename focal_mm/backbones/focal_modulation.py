@@ -12,7 +12,7 @@ from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
 from ..kernels.depthwise import DepthwiseConv2d
-from ..kernels.dispatch import can_fuse, fused_step
+from ..kernels.dispatch import can_fuse, fused_module, fused_step
 from ..kernels.gated_context import gated_context, kernels_of
 from ..kernels.linear import PatchConv2d, project, project_map, project_parts
 from ..kernels.window_attention import attention
@@ -21,6 +21,7 @@ from ..weights.resize import fit_gates
 from .base import build_norm
 
 
+@fused_module
 class FocalModulation(FittedModule):
     r"""Focal modulation, section 3.2 and Algorithm 1.
 
@@ -97,9 +98,22 @@ class FocalModulation(FittedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
-        query, context, gates = project_parts(self.f, x, (self.dim, self.dim, self.focal_level + 1))
+        query, context, gates = self.split(x)
         context = self.gather(context.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2))
-        modulator = project_map(self.h, context)
+        return self.emit(query, context.permute(0, 2, 3, 1))
+
+    @fused_step
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project a map (N, H, W, C) to queries and z^0, both (N, H, W, C), and gates, (N, H, W,
+        L + 1).
+        """
+        query, context, gates = project_parts(self.f, x, (self.dim, self.dim, self.focal_level + 1))
+        return query, context, gates
+
+    @fused_step
+    def emit(self, query: Tensor, context: Tensor) -> Tensor:
+        """Modulate queries by the gathered context (Eq. 6) and project: (N, H, W, C) both."""
+        modulator = project_map(self.h, context.permute(0, 3, 1, 2))
         if self.keep_maps:
             self.modulator = modulator.detach()
         return self.proj_drop(project(self.proj, self.ln(self.modulate(query, modulator))))
@@ -156,6 +170,7 @@ class FocalModulation(FittedModule):
         gated = (level * gates[:, i : i + 1] for i, level in enumerate(levels))
         return sum(gated, start=gates.new_zeros(()))
 
+    @fused_step
     def modulate(self, query: Tensor, modulator: Tensor) -> Tensor:
         """Combine query and modulator (Eq. 6), both (N, H, W, C)."""
         return query * modulator

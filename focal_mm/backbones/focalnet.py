@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..kernels.rows import by_rows, can_slice
 from ..registry import MODELS
 from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
 from .base import MapNorm, Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm
@@ -53,11 +54,36 @@ class FocalNetBlock(ScaledBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
+        modulation = self.modulation
+        steps = ((modulation, step) for step in ('split', 'modulate', 'emit'))
+        modules = self.norm1, modulation, self.norm2, self.mlp, self.drop_path
+        if not modulation.keep_maps and can_slice(x, *modules, *steps):
+            return self._forward_by_rows(x)
         if self.use_postln:
-            x = self.add(x, self.norm1(self.modulation(x)), self.gamma_1)
+            x = self.add(x, self.norm1(modulation(x)), self.gamma_1)
             return self.add(x, self.norm2(self.mlp(x)), self.gamma_2)
-        x = self.add(x, self.modulation(self.norm1(x)), self.gamma_1)
+        x = self.add(x, modulation(self.norm1(x)), self.gamma_1)
         return self.add(x, self.mlp(self.norm2(x)), self.gamma_2)
+
+    def _forward_by_rows(self, x: Tensor) -> Tensor:
+        """Compute :meth:`forward` by rows, but for the gathering of contexts."""
+        modulation, width = self.modulation, self.mlp.fc1.out_features
+
+        def begin(x: Tensor) -> tuple[Tensor, ...]:
+            return modulation.split(x if self.use_postln else self.norm1(x))
+
+        def end(x: Tensor, query: Tensor, context: Tensor) -> tuple[Tensor, ...]:
+            branch = modulation.emit(query, context)
+            if self.use_postln:
+                x = self.add(x, self.norm1(branch), self.gamma_1)
+                return (self.add(x, self.norm2(self.mlp(x)), self.gamma_2),)
+            x = self.add(x, branch, self.gamma_1)
+            return (self.add(x, self.mlp(self.norm2(x)), self.gamma_2),)
+
+        query, context, gates = by_rows(begin, width, x)
+        context = modulation.gather(context.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2))
+        (x,) = by_rows(end, width, x, query, context.permute(0, 2, 3, 1))
+        return x
 
     @torch.no_grad()
     def fold_scales(self) -> None:

@@ -13,9 +13,10 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..kernels.dispatch import can_fuse, wants_grad
-from ..kernels.inference import acts_on_tokens, apply_folded, by_rows, is_folded
+from ..kernels.dispatch import fused_module, fused_step
+from ..kernels.inference import apply_folded, by_bands, can_infer, is_folded
 from ..kernels.linear import PatchConv2d
+from ..kernels.padding import padded_map
 from ..kernels.window_plans import pad_to_multiple
 from ..registry import MODELS
 from .arguments import (
@@ -46,6 +47,7 @@ class ConvMlp(Mlp):
         return self.drop(self.fc2(self.drop(self.act(x))))
 
 
+@fused_module
 class MixingBlock(BaseModule):
     """Mixing block, section 3.1: MIX (Eq. 1) and an FFN (Eq. 2), each with a norm and a shortcut.
 
@@ -74,10 +76,33 @@ class MixingBlock(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
+        steps = ((self.attn, step) for step in ('enter', 'mix', 'leave'))
+        if not self.attn.keep_maps and can_infer(x, self, *steps):
+            return self._forward_by_bands(x)
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
+    def _forward_by_bands(self, x: Tensor) -> Tensor:
+        """Compute :meth:`forward` by bands, but for attention and convolution."""
+        attn, width = self.attn, self.mlp.fc1.out_features
+        (_, height, wide, dim), side = x.shape, attn.window_size
 
+        def begin(x: Tensor) -> tuple[Tensor, ...]:
+            return attn.enter(self.norm1(x))
+
+        def end(x: Tensor, *maps: Tensor) -> tuple[Tensor]:
+            x = x + self.drop_path(attn.leave(x.shape[1:3], *maps))
+            return (x + self.drop_path(self.mlp(self.norm2(x))),)
+
+        tokens = attn.enter(x.new_zeros(1, 1, 1, dim))
+        padded = [padded_map(token, x.shape[:3], side) for token in tokens]
+        by_bands(begin, 2 * dim, x, outs=[inside for _, inside in padded])
+        maps = attn.mix(*(whole for whole, _ in padded))
+        (x,) = by_bands(end, width, x, *(map_[:, :height, :wide] for map_ in maps))
+        return x
+
+
+@fused_module
 class ConvStem(BaseModule):
     """Convolution stem, section 3.2: three 3x3 convolutions, then patches are embedded.
 
@@ -126,17 +151,18 @@ class ConvStem(BaseModule):
         x = pad_to_multiple(x, self.patch_size, channels_first=True)
         # With channels last in memory, 3 x 3 convolutions take half the time on a CPU.
         x = x.permute(0, 2, 3, 1).contiguous()
-        known = can_fuse((self.proj, PatchConv2d)) and acts_on_tokens(self.norm)
-        if not known or not is_folded(self.stem) or wants_grad(x, *self.proj.parameters()):
-            return self.embed(x)
-        # A patch sees pixels of its neighbors alone: those that two convolutions reach.
-        elements = 4 * len(x) * x.shape[2] // self.patch_size * self.proj.in_channels
-        return by_rows(self.embed, x, elements=elements, shrink=self.patch_size, halo=2)
+        if not (can_infer(x, self, (self, 'embed')) and is_folded(self.stem)):
+            return self.embed(x)[0]
+        # Three convolutions reach three pixels of the stem beyond a patch of two.
+        width = 4 * self.proj.in_channels
+        (x,) = by_bands(self.embed, width, x, shrink=self.patch_size, halo=2)
+        return x
 
-    def embed(self, x: Tensor) -> Tensor:
+    @fused_step
+    def embed(self, x: Tensor) -> tuple[Tensor]:
         """(N, H, W, C) -> (N, H / patch_size, W / patch_size, embed_dims)."""
         x = apply_folded(self.stem, x.permute(0, 3, 1, 2))
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        return (self.norm(self.proj(x).permute(0, 2, 3, 1)),)
 
     def fold_norms(self) -> None:
         """See :meth:`MixFormer.fold_norms`."""
@@ -144,6 +170,7 @@ class ConvStem(BaseModule):
             fold_before(self.stem, i)
 
 
+@fused_module
 class ConvMerging(nn.Module):
     """Step between two stages: BatchNorm and a 2x2 convolution of stride 2.
 
@@ -161,7 +188,16 @@ class ConvMerging(nn.Module):
         """(N, C, H, W) -> (N, ceil(H / 2), ceil(W / 2), C')."""
         # The official code takes even maps only. Odd ones are padded before the norm, as in Swin.
         x = pad_to_multiple(x, 2, channels_first=True)
-        return self.reduction(self.norm(x)).permute(0, 2, 3, 1)
+        x = x.permute(0, 2, 3, 1)
+        if not can_infer(x, self, (self, 'merge')):
+            return self.merge(x)[0]
+        (x,) = by_bands(self.merge, 4 * x.shape[-1], x, shrink=2)
+        return x
+
+    @fused_step
+    def merge(self, x: Tensor) -> tuple[Tensor]:
+        """(N, H, W, C) -> (N, H / 2, W / 2, C')."""
+        return (self.reduction(self.norm(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1),)
 
     def fold_norms(self) -> None:
         """See :meth:`MixFormer.fold_norms`."""

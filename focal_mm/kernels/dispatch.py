@@ -14,6 +14,7 @@ from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
+from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
@@ -151,6 +152,7 @@ _FORWARDS: dict[type, Callable] = {
         nn.Dropout,
         nn.Identity,
         nn.Sequential,
+        DropPath,
     )
 }
 _STEPS: set[Callable] = set()
@@ -180,7 +182,7 @@ def is_unhooked(module: nn.Module, cls: type) -> bool:
     """
     return (
         type(module) is cls
-        and _FORWARDS[cls] is type(module).forward
+        and _FORWARDS.get(cls) is cls.forward
         and 'forward' not in module.__dict__
         and not (
             module._forward_hooks

@@ -1,12 +1,10 @@
-"""What inference can do and training cannot: maps that go through some rows at a time, and
-BatchNorms that are part of the convolution before them.
+"""Inference with maps by bands of rows, and with BatchNorms as part of the convolution before them.
 
-Nothing is stored for a backward pass, so that what is computed on the way to a result can stay in
-the processor's cache. On a CPU, memory that is new to the process costs more than the activation or
-the norm that is written to it.
+What :mod:`.rows` does with tokens, a band does with maps whose rows see their neighbors, that are
+padded, or that are parts of other maps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,66 +13,69 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .dispatch import can_fuse, wants_grad
 from .linear import PatchConv2d
-
-# Elements of the largest map that are computed at a time.
-ELEMENTS = 1 << 21
+from .rows import ELEMENTS
 
 _CONVOLUTIONS = nn.Conv2d, PatchConv2d
-_OF_TOKENS = nn.Linear, nn.LayerNorm, nn.GELU, nn.Dropout, nn.Identity, nn.Sequential
 
 
-def acts_on_tokens(*modules: nn.Module) -> bool:
-    """Return whether modules compute each token of a map from itself alone, without gradients, and
-    nothing has been changed about them or observes them.
+def can_infer(x: Tensor, module: nn.Module, *steps: tuple[nn.Module, str]) -> bool:
+    """Return whether :func:`by_bands` should run a module: on a CPU, in eval mode, without
+    gradients, and only if nothing in it is replaced or observed.
+
+    Args:
+        x (Tensor): The map.
+        module (nn.Module): The module.
+        steps: Methods that take part, as :func:`can_fuse` takes them.
     """
-    parts = [part for module in modules for part in module.modules()]
+    inner = list(module.modules())
     return (
-        all(
-            type(part) in _OF_TOKENS
-            or _is_fixed(part)
-            or (type(part) is PatchConv2d and part.kernel_size == (1, 1))
-            for part in parts
-        )
-        and can_fuse(*((part, type(part)) for part in parts))
-        and not wants_grad(*(weight for part in parts for weight in part._parameters.values()))
+        x.is_cpu
+        and not any(child.training for child in inner)
+        and all(_is_fixed(child) for child in inner if isinstance(child, _BatchNorm))
+        and not wants_grad(x, *module.parameters())
+        and can_fuse(*((child, type(child)) for child in inner), *steps)
     )
 
 
-def by_rows(
-    function: Callable[..., Tensor],
+def by_bands(
+    step: Callable[..., tuple[Tensor, ...]],
+    width: int,
     *maps: Tensor,
-    elements: int,
     shrink: int = 1,
     halo: int = 0,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Apply a function to maps, some rows at a time.
+    outs: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, ...]:
+    """Apply a step to bands of rows of maps, one after another.
 
     Args:
-        function (Callable): Takes rows of the maps, and returns rows of the result.
-        maps (Tensor): Shape (N, H, W, C).
-        elements (int): Elements of the largest map within the function for a row of the result.
-        shrink (int): Rows of the maps for each row of the result. Default: 1.
-        halo (int): Rows of the result on both sides of a row, whose pixels the row depends on.
+        step (callable): Takes a band of each map and returns its results, in the same order of
+            axes.
+        width (int): Channels of the widest map within the step, for each token of the results.
+        maps (Tensor): Shape (N, H, W, C), of equal N and H.
+        shrink (int): Rows of the maps for each row of the results. Default: 1.
+        halo (int): Rows of the results above and below a row, on whose pixels the row depends.
             Default: 0.
-        out (Tensor, optional): Memory for the result. Default: it is allocated.
+        outs (Sequence[Tensor], optional): Memory for the results. Default: it is allocated.
 
     Returns:
-        Tensor: Shape (N, H / shrink, W', C').
+        tuple[Tensor, ...]: The results, each (N, H / shrink, W', C').
     """
-    height = maps[0].shape[1] // shrink
-    step = -(-height // max(1, -(-height * elements // ELEMENTS)))
-    if step >= height and out is None:
-        return function(*maps)
-    for first in range(0, height, step):
-        last = min(first + step, height)
+    height, across = (side // shrink for side in maps[0].shape[1:3])
+    tokens = len(maps[0]) * height * across
+    # As in row_slices: each band reads all weights again.
+    bands = max(1, min(-(-tokens * width // ELEMENTS), tokens // (2 * width)))
+    if bands == 1 and outs is None:
+        return step(*maps)
+    rows = -(-height // bands)
+    for first in range(0, height, rows):
+        last = min(first + rows, height)
         top, bottom = max(0, first - halo), min(height, last + halo)
-        rows = function(*(x[:, top * shrink : bottom * shrink] for x in maps))
-        if out is None:
-            out = rows.new_empty(len(rows), height, *rows.shape[2:])
-        out[:, first:last] = rows[:, first - top : last - top]
-    assert out is not None
-    return out
+        results = step(*(x[:, top * shrink : bottom * shrink] for x in maps))
+        if outs is None:
+            outs = [part.new_empty(len(part), height, *part.shape[2:]) for part in results]
+        for out, part in zip(outs, results, strict=True):
+            out[:, first:last] = part[:, first - top : last - top]
+    return tuple(outs or ())
 
 
 def is_folded(layers: nn.Module) -> bool:

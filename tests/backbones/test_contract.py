@@ -1065,7 +1065,7 @@ def test_depth_wise_convolution_of_any_size_returns(dtype):
 def attend_to_map(attn: nn.Module, x: Tensor) -> Tensor:
     """Attention of an (N, 8, 8, C) map in windows of 4 x 4."""
     if not hasattr(attn, 'pooled_levels'):  # MixFormer's, of half of the channels
-        return attn.attend(x[..., : attn.qkv.in_features])
+        return attn.attend(attn.qkv(x[..., : attn.qkv.in_features]))
     pooled = F.interpolate(x.permute(0, 3, 1, 2), (2, 2)).permute(0, 2, 3, 1)
     return attn((x, pooled), 8, 8)
 
