@@ -139,8 +139,8 @@ class WindowAttentionBlock(FittedModule):
         """Apply :meth:`enter` to a map that is zero-padded to whole windows.
 
         As in the official code, the zeros are tokens like any other: attended to, convolved and
-        pooled. All have the same projections, which are computed once: a map of 16 x 16 padded for
-        windows of 7 has as many tokens again in its padding as three quarters of its own.
+        pooled. All have the same projections, which are computed once: for windows of 7, a map of
+        16 x 16 gets 185 of them beside its 256 tokens.
         """
         multiple = self.window_size
         if not can_fuse((self, 'enter'), *self.token_layers()):
