@@ -85,7 +85,7 @@ class MixingBlock(BaseModule):
     def _forward_by_bands(self, x: Tensor) -> Tensor:
         """Compute :meth:`forward` by bands, but for attention and convolution."""
         attn, width = self.attn, self.mlp.fc1.out_features
-        (_, height, wide, dim), side = x.shape, attn.window_size
+        (_, height, _, dim), side = x.shape, attn.window_size
 
         def begin(x: Tensor) -> tuple[Tensor, ...]:
             return attn.enter(self.norm1(x))
@@ -98,7 +98,8 @@ class MixingBlock(BaseModule):
         padded = [padded_map(token, x.shape[:3], side) for token in tokens]
         by_bands(begin, 2 * dim, x, outs=[inside for _, inside in padded])
         maps = attn.mix(*(whole for whole, _ in padded))
-        (x,) = by_bands(end, width, x, *(map_[:, :height, :wide] for map_ in maps))
+        # Columns of padding stay until a map is copied anyway: a convolution copies a narrowed map.
+        (x,) = by_bands(end, width, x, *(map_[:, :height] for map_ in maps))
         return x
 
 
