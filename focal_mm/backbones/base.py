@@ -213,9 +213,31 @@ class Mlp(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
         fc1, act, fc2, drop = self.fc1, self.act, self.fc2, self.drop
-        if can_fuse((fc1, nn.Linear), (act, nn.GELU), (fc2, nn.Linear), (drop, nn.Dropout)):
+        if can_fuse(*self.parts()):
             return mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
         return drop(fc2(drop(act(fc1(x)))))
+
+    def parts(self) -> tuple[tuple[nn.Module, type], ...]:
+        """Return its layers with the classes that a kernel stands for."""
+        kinds = nn.Linear, nn.GELU, nn.Linear, nn.Dropout
+        return tuple(zip((self.fc1, self.act, self.fc2, self.drop), kinds, strict=True))
+
+
+def norm_mlp(norm: nn.Module, layers: nn.Module, x: Tensor) -> Tensor:
+    """Apply a norm and an MLP to the last axis, by one kernel unless one of them has been replaced.
+
+    Args:
+        norm (nn.Module): ``nn.LayerNorm``, or a module in its place.
+        layers (nn.Module): :class:`Mlp`, or a module in its place.
+        x (Tensor): Shape (..., C).
+
+    Returns:
+        Tensor: Shape (..., C).
+    """
+    if type(layers) is Mlp and can_fuse((norm, nn.LayerNorm), (layers, Mlp), *layers.parts()):
+        weights = layers.fc1.weight, layers.fc1.bias, layers.fc2.weight, layers.fc2.bias
+        return mlp(x, *weights, norm.weight, norm.bias, norm.eps)
+    return layers(norm(x))
 
 
 class PatchEmbed(FittedModule):

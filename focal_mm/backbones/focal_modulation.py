@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..kernels.depthwise import DepthwiseConv2d
 from ..kernels.dispatch import can_fuse, fused_module, fused_step
 from ..kernels.gated_context import gated_context, kernels_of
-from ..kernels.linear import PatchConv2d, project, project_map, project_parts
+from ..kernels.linear import PatchConv2d, multiply_linear, project, project_map, project_parts
 from ..kernels.window_attention import attention
 from ..weights.loading import FittedModule, initial_state
 from ..weights.resize import fit_gates
@@ -116,7 +116,12 @@ class FocalModulation(FittedModule):
         modulator = project_map(self.h, context.permute(0, 3, 1, 2))
         if self.keep_maps:
             self.modulator = modulator.detach()
-        return self.proj_drop(project(self.proj, self.ln(self.modulate(query, modulator))))
+        steps = (self, 'modulate'), (self.ln, nn.Identity), (self.proj, nn.Linear)
+        if can_fuse(*steps):
+            out = multiply_linear(query, modulator, self.proj.weight, self.proj.bias)
+        else:
+            out = project(self.proj, self.ln(self.modulate(query, modulator)))
+        return self.proj_drop(out)
 
     def gather(self, context: Tensor, gates: Tensor) -> Tensor:
         """Gather the context of every token: steps 1 and 2, in one kernel unless a step has been

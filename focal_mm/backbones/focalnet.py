@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels.rows import by_rows, can_slice
 from ..registry import MODELS
 from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
-from .base import MapNorm, Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm
+from .base import MapNorm, Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm, norm_mlp
 from .focal_modulation import MODULATIONS, FocalModulation
 from .folding import require_eval
 
@@ -57,13 +57,13 @@ class FocalNetBlock(ScaledBlock):
         modulation = self.modulation
         steps = ((modulation, step) for step in ('split', 'modulate', 'emit'))
         modules = self.norm1, modulation, self.norm2, self.mlp, self.drop_path
-        if not modulation.keep_maps and can_slice(x, *modules, *steps):
+        if not modulation.keep_maps and can_slice(x, self.mlp.fc1.out_features, *modules, *steps):
             return self._forward_by_rows(x)
         if self.use_postln:
             x = self.add(x, self.norm1(modulation(x)), self.gamma_1)
             return self.add(x, self.norm2(self.mlp(x)), self.gamma_2)
         x = self.add(x, modulation(self.norm1(x)), self.gamma_1)
-        return self.add(x, self.mlp(self.norm2(x)), self.gamma_2)
+        return self.add(x, norm_mlp(self.norm2, self.mlp, x), self.gamma_2)
 
     def _forward_by_rows(self, x: Tensor) -> Tensor:
         """Compute :meth:`forward` by rows, but for the gathering of contexts."""
@@ -78,7 +78,7 @@ class FocalNetBlock(ScaledBlock):
                 x = self.add(x, self.norm1(branch), self.gamma_1)
                 return (self.add(x, self.norm2(self.mlp(x)), self.gamma_2),)
             x = self.add(x, branch, self.gamma_1)
-            return (self.add(x, self.mlp(self.norm2(x)), self.gamma_2),)
+            return (self.add(x, norm_mlp(self.norm2, self.mlp, x), self.gamma_2),)
 
         query, context, gates = by_rows(begin, width, x)
         context = modulation.gather(context.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2))

@@ -4,6 +4,7 @@ On a CPU, PyTorch's own gradient took nearly all of the training time of a Focal
 """
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -84,8 +85,17 @@ class DepthwiseConv2d(nn.Conv2d):
         return depthwise_conv(x, self.weight)
 
 
-def convolve(x: Tensor, weight: Tensor) -> Tensor:
-    """Compute :func:`depthwise_conv` by the fastest kernel that PyTorch has on this device."""
+def convolve(x: Tensor, weight: Tensor, band: slice = slice(None)) -> Tensor:
+    """Compute :func:`depthwise_conv` by the fastest kernel that PyTorch has on this device.
+
+    Args:
+        x (Tensor): Shape (N, C, H, W).
+        weight (Tensor): Shape (C, 1, k, k).
+        band (slice): Rows of the result. Default: all.
+
+    Returns:
+        Tensor: Shape (N, C, rows, W).
+    """
     height, width = weight.shape[2:]
     margin = 0
     # oneDNN's channels-last kernel takes 44 ms for 13 x 13 (96 channels, 200 x 304) and 20 ms for
@@ -93,14 +103,17 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
     if x.device.type == 'cpu' and 11 <= width <= 13:
         margin = (15 - width) // 2
         weight = F.pad(weight, (margin, margin))
-    return F.conv2d(x, weight, padding=(height // 2, width // 2 + margin), groups=len(weight))
+    halo = height // 2
+    if band != slice(None):
+        top, bottom = band.start - halo, min(band.stop, x.shape[2]) + halo
+        edges = max(-top, 0), max(bottom - x.shape[2], 0)
+        x, halo = F.pad(x[:, :, max(top, 0) : bottom], (0, 0, *edges)), 0
+    return F.conv2d(x, weight, padding=(halo, width // 2 + margin), groups=len(weight))
 
 
 def input_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     """Return the gradient of :func:`depthwise_conv` with respect to its input."""
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [1, 1], [side // 2 for side in weight.shape[2:]], [1, 1], False,
-        [0, 0], len(weight), [True, False, False])[0]  # fmt: skip
+    return convolve(grad, weight.flip(2, 3))
 
 
 @torch.library.custom_op('focal_mm::depthwise_weight_gradient', mutates_args=())
@@ -125,27 +138,25 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
         return torch.ops.aten.convolution_backward(
             grad, x, weight, None, [1, 1], [kernel // 2] * 2, [1, 1], False, [0, 0], channels,
             [False, True, False])[1]  # fmt: skip
-    rows, columns = -(-height // TILE[0]), -(-width // TILE[1])
-    tile_h, tile_w = -(-height // rows), -(-width // columns)
-    below, right = rows * tile_h - height, columns * tile_w - width
-    halo = kernel // 2
-    x = F.pad(x, (halo, halo + right, halo, halo + below)).permute(2, 3, 0, 1)
-    x = x.unfold(0, tile_h + kernel - 1, tile_h).unfold(1, tile_w + kernel - 1, tile_w)
-    x = x.permute(4, 5, 2, 0, 1, 3)  # height and width of a tile, image, row, column, channel
-    if below or right:
-        grad = F.pad(grad, (0, right, 0, below))
-    grad = grad.permute(0, 2, 3, 1).reshape(count, rows, tile_h, columns, tile_w, channels)
-
-    at_once = max(1, GATHERED_ELEMENTS // (x.shape[0] * x.shape[1] * columns * channels))
-    images, some_rows = max(1, at_once // rows), min(rows, at_once)
+    halo, columns = kernel // 2, -(-width // TILE[1])
+    tile_h, tile_w = -(-height // -(-height // TILE[0])), -(-width // columns)
+    high, wide = tile_h + kernel - 1, tile_w + kernel - 1
+    right = columns * tile_w - width
+    images = max(1, GATHERED_ELEMENTS // (high * wide * columns * channels))
     total = x.new_zeros(channels, kernel, kernel, dtype=torch.promote_types(x.dtype, torch.float))
-    for image in range(0, count, images):
-        for row in range(0, rows, some_rows):
-            tiles = x[:, :, image : image + images, row : row + some_rows].flatten(2)[None]
-            kernels = grad[image : image + images, row : row + some_rows]
-            kernels = kernels.permute(0, 1, 3, 5, 2, 4).reshape(-1, 1, tile_h, tile_w)
-            part = F.conv2d(tiles.permute(0, 3, 1, 2), kernels, groups=len(kernels))
-            total += part.view(-1, channels, kernel, kernel).sum(0, dtype=total.dtype)
+    for image, top in product(range(0, count, images), range(0, height, tile_h)):
+        above, below = max(halo - top, 0), max(top + tile_h + halo - height, 0)
+        tiles = x[image : image + images, :, max(top - halo, 0) : top + tile_h + halo]
+        tiles = F.pad(tiles, (halo, halo + right, above, below)).unfold(3, wide, tile_w)
+        tiles = tiles.permute(2, 4, 0, 3, 1).flatten(2)  # of all images, columns and channels
+        kernels = grad[image : image + images, :, top : top + tile_h]
+        missing = tile_h - kernels.shape[2]
+        if right or missing:
+            kernels = F.pad(kernels, (0, right, 0, missing))
+        kernels = kernels.unfold(3, tile_w, tile_w).permute(0, 3, 1, 2, 4)
+        kernels = kernels.reshape(-1, 1, tile_h, tile_w)
+        part = F.conv2d(tiles[None].permute(0, 3, 1, 2), kernels, groups=len(kernels))
+        total += part.view(-1, channels, kernel, kernel).sum(0, dtype=total.dtype)
     return total[:, None].to(x.dtype)
 
 

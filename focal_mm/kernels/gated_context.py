@@ -29,6 +29,10 @@ from .dispatch import (
     reference_gradients,
     wants_grad,
 )
+from .rows import new_map
+
+# Elements that are computed at a time.
+BAND = 1 << 21
 
 
 def gated_context(context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
@@ -107,6 +111,11 @@ def _compute(
     """
     if is_triton(context, gates, *kernels):
         return _by_triton('forward', context, gates, *kernels, stored=stored)
+    if stored is None and context.is_cpu and context.shape[1:].numel() > BAND and kernels:
+        out = new_map(context, len(context), *context.shape[2:], context.shape[1])
+        for image in zip(out.permute(0, 3, 1, 2).split(1), context.split(1), gates.split(1)):
+            _compute_by_bands(*image, *kernels)
+        return out.permute(0, 3, 1, 2)
     out = None
     for level, kernel in enumerate(kernels):
         context = convolve(context, kernel)
@@ -122,6 +131,29 @@ def _compute(
         stored.append(mean)
     whole, gate = F.gelu(mean), gates[:, -1:]
     return whole * gate if out is None else out.addcmul_(whole, gate)
+
+
+def _compute_by_bands(out: Tensor, context: Tensor, gates: Tensor, *kernels: Tensor) -> None:
+    """Compute :func:`gated_context` of an image into ``out``, some rows of it at a time."""
+    _, dim, height, width = context.shape
+    rows = -(-height // -(-dim * height * width // BAND))
+    total = context.new_zeros(1, dim, 1, 1)
+    for level, kernel in enumerate(kernels):
+        last = level == len(kernels) - 1
+        finer, context = context, new_map(out, 1, height, width, dim).permute(0, 3, 1, 2)
+        for top in range(0, height, rows):
+            band = slice(top, top + rows)
+            part = torch.ops.aten.gelu_(convolve(finer, kernel, band))
+            gate = gates[:, level : level + 1, band]
+            if level:
+                out[:, :, band].addcmul_(part, gate)
+            else:
+                torch.mul(part, gate, out=out[:, :, band])
+            if last:
+                total += part.sum((2, 3), keepdim=True)
+            else:
+                context[:, :, band] = part
+    out.addcmul_(F.gelu(total / (height * width)), gates[:, -1:])
 
 
 class _GatedContext(torch.autograd.Function):

@@ -53,17 +53,19 @@ def row_slices(rows: Tensor, width: int) -> Iterator[slice]:
     return (slice(i, i + step) for i in range(0, count, step))
 
 
-def can_slice(x: Tensor, *parts: nn.Module | tuple[nn.Module, str]) -> bool:
-    """Return whether :func:`by_rows` may run modules and methods: on a CPU, in eval mode, without
-    gradients, and only if none of them is replaced or observed.
+def can_slice(x: Tensor, width: int, *parts: nn.Module | tuple[nn.Module, str]) -> bool:
+    """Return whether :func:`by_rows` should run modules and methods: on a large map on a CPU, in
+    eval mode, without gradients, and only if none of them is replaced or observed.
 
     Args:
-        x (Tensor): The map.
+        x (Tensor): The map, shape (N, H, W, C).
+        width (int): Channels of the widest map within the step.
         parts: Modules, with all that is in them, and methods, as :func:`can_fuse` takes them.
     """
     modules = [part for part in parts if isinstance(part, nn.Module)]
     methods = [part for part in parts if not isinstance(part, nn.Module)]
-    if not x.is_cpu or any(module.training for module in modules):
+    small = x.numel() // x.shape[-1] * width <= ELEMENTS
+    if small or not x.is_cpu or any(module.training for module in modules):
         return False
     if wants_grad(x, *(weight for module in modules for weight in module.parameters())):
         return False
@@ -78,8 +80,8 @@ def by_rows(
     """Apply a step that treats each token alone to some tokens at a time.
 
     Args:
-        step (callable): Takes a part of each map, shape (1, 1, T, C), and returns its results, each
-            (1, 1, T, C').
+        step (callable): Takes a part of each map, shape (1, 1, T, C) or all of it, and returns its
+            results.
         width (int): Channels of the widest map within the step.
         maps (Tensor): Shape (N, H, W, C), of equal N, H and W.
 
@@ -88,22 +90,30 @@ def by_rows(
     """
     shape = maps[0].shape[:3]
     rows = [x.reshape(-1, x.shape[-1]) for x in maps]
+    slices = list(row_slices(rows[0], width))
+    if len(slices) == 1:
+        return step(*maps)
     outs: list[Tensor] = []
-    for part in row_slices(rows[0], width):
+    for part in slices:
         results = step(*(x[None, None, part] for x in rows))
         if not outs:
-            outs = [_empty(shape.numel(), result) for result in results]
+            outs = [new_map(result, shape.numel(), result.shape[-1]) for result in results]
         for out, result in zip(outs, results, strict=True):
             out[part] = result
     return tuple(out.view(*shape, -1) for out in outs)
 
 
-def _empty(count: int, result: Tensor) -> Tensor:
-    """Return a tensor (count, C) for results (..., C)."""
-    reused, shape = _reused.get(), (count, result.shape[-1])
-    size = prod(shape) * result.element_size() + ALIGNMENT
-    if reused is None or size < LEAST:
-        return result.new_empty(shape)
+def new_map(like: Tensor, *shape: int) -> Tensor:
+    """Return a contiguous tensor with arbitrary values, in memory of :func:`reuse_memory`.
+
+    Args:
+        like (Tensor): Of the same dtype and device.
+        shape (int): Its shape.
+    """
+    reused, count = _reused.get(), prod(shape)
+    size = count * like.element_size() + ALIGNMENT
+    if reused is None or size < LEAST or not like.is_cpu:
+        return like.new_empty(shape)
     # A tensor refers to the array that its memory belongs to. The list and the call do, too.
     free = [
         i
@@ -114,6 +124,4 @@ def _empty(count: int, result: Tensor) -> Tensor:
         reused.append(np.empty(size, np.uint8))
     memory = reused[min(free, key=lambda i: reused[i].nbytes, default=-1)]
     offset = -memory.ctypes.data % ALIGNMENT
-    return torch.frombuffer(memory, dtype=result.dtype, count=prod(shape), offset=offset).view(
-        shape
-    )
+    return torch.frombuffer(memory, dtype=like.dtype, count=count, offset=offset).view(shape)
