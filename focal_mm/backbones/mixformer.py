@@ -27,7 +27,7 @@ from .arguments import (
     resolve_arch,
     window_sides,
 )
-from .base import Mlp, Stage, StagedBackbone, build_norm
+from .base import Mlp, Stage, StagedBackbone, build_norm, norm_mlp
 from .folding import fold_after, fold_before, require_eval
 from .mixing_attention import MixingAttention, SuccessiveAttention, WindowAttentionBlock
 
@@ -80,7 +80,7 @@ class MixingBlock(BaseModule):
         if not self.attn.keep_maps and can_infer(x, self, *steps):
             return self._forward_by_bands(x)
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(norm_mlp(self.norm2, self.mlp, x))
 
     def _forward_by_bands(self, x: Tensor) -> Tensor:
         """Compute :meth:`forward` by bands, but for attention and convolution."""
@@ -92,7 +92,7 @@ class MixingBlock(BaseModule):
 
         def end(x: Tensor, *maps: Tensor) -> tuple[Tensor]:
             x = x + self.drop_path(attn.leave(x.shape[1:3], *maps))
-            return (x + self.drop_path(self.mlp(self.norm2(x))),)
+            return (x + self.drop_path(norm_mlp(self.norm2, self.mlp, x)),)
 
         tokens = attn.enter(x.new_zeros(1, 1, 1, dim))
         padded = [padded_map(token, x.shape[:3], side) for token in tokens]

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .dispatch import can_fuse, wants_grad
 from .linear import PatchConv2d
-from .rows import ELEMENTS
+from .rows import ELEMENTS, new_map
 
 _CONVOLUTIONS = nn.Conv2d, PatchConv2d
 
@@ -72,7 +72,7 @@ def by_bands(
         top, bottom = max(0, first - halo), min(height, last + halo)
         results = step(*(x[:, top * shrink : bottom * shrink] for x in maps))
         if outs is None:
-            outs = [part.new_empty(len(part), height, *part.shape[2:]) for part in results]
+            outs = [new_map(part, len(part), height, *part.shape[2:]) for part in results]
         for out, part in zip(outs, results, strict=True):
             out[:, first:last] = part[:, first - top : last - top]
     return tuple(outs or ())

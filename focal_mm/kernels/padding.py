@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .rows import new_map
 from .window_plans import padding_to_multiple
 
 
@@ -36,7 +37,7 @@ def padded_map(token: Tensor, size: Sequence[int], multiple: int) -> tuple[Tenso
     """
     count, height, width = size
     below, right = (padding_to_multiple(side, multiple) for side in (height, width))
-    out = token.new_empty(count, height + below, width + right, token.shape[-1])
+    out = new_map(token, count, height + below, width + right, token.shape[-1])
     out[:, height:] = token
     out[:, :height, width:] = token
     return out, out[:, :height, :width]
