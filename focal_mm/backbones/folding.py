@@ -1,8 +1,10 @@
 """Folding of BatchNorms into adjacent layers, for inference."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..kernels.inference import affine
 
 
 def require_eval(net: nn.Module, method: str) -> None:
@@ -15,13 +17,6 @@ def require_eval(net: nn.Module, method: str) -> None:
         raise RuntimeError(
             f'{type(net).__name__}.{method}: the network is in training mode; call eval() first'
         )
-
-
-def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Return the scale and the shift of each channel of a BatchNorm in eval mode."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return scale, norm.bias - norm.running_mean * scale
 
 
 @torch.no_grad()

@@ -13,8 +13,11 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..kernels.dispatch import fused_module, fused_step
+from ..kernels.inference import apply_folded, by_bands, can_infer, is_folded
 from ..kernels.linear import PatchConv2d
-from ..kernels.window_plans import pad_to_multiple, roll
+from ..kernels.padding import padded_map
+from ..kernels.window_plans import pad_to_multiple
 from ..registry import MODELS
 from .arguments import (
     check_sizes,
@@ -24,7 +27,7 @@ from .arguments import (
     resolve_arch,
     window_sides,
 )
-from .base import Mlp, Stage, StagedBackbone, build_norm
+from .base import Mlp, Stage, StagedBackbone, build_norm, norm_mlp
 from .folding import fold_after, fold_before, require_eval
 from .mixing_attention import MixingAttention, SuccessiveAttention, WindowAttentionBlock
 
@@ -44,6 +47,7 @@ class ConvMlp(Mlp):
         return self.drop(self.fc2(self.drop(self.act(x))))
 
 
+@fused_module
 class MixingBlock(BaseModule):
     """Mixing block, section 3.1: MIX (Eq. 1) and an FFN (Eq. 2), each with a norm and a shortcut.
 
@@ -72,13 +76,34 @@ class MixingBlock(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
-        # Zeros after the norm make whole windows. As in the official code they are tokens like
-        # any other: attended to, convolved and pooled.
-        out = self.attn(pad_to_multiple(self.norm1(x), self.attn.window_size))
-        x = x + self.drop_path(roll(out, (0, 0), x.shape[1:3]))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        steps = ((self.attn, step) for step in ('enter', 'mix', 'leave'))
+        if not self.attn.keep_maps and can_infer(x, self, *steps):
+            return self._forward_by_bands(x)
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(norm_mlp(self.norm2, self.mlp, x))
+
+    def _forward_by_bands(self, x: Tensor) -> Tensor:
+        """Compute :meth:`forward` by bands, but for attention and convolution."""
+        attn, width = self.attn, self.mlp.fc1.out_features
+        (_, height, _, dim), side = x.shape, attn.window_size
+
+        def begin(x: Tensor) -> tuple[Tensor, ...]:
+            return attn.enter(self.norm1(x))
+
+        def end(x: Tensor, *maps: Tensor) -> tuple[Tensor]:
+            x = x + self.drop_path(attn.leave(x.shape[1:3], *maps))
+            return (x + self.drop_path(norm_mlp(self.norm2, self.mlp, x)),)
+
+        tokens = attn.enter(x.new_zeros(1, 1, 1, dim))
+        padded = [padded_map(token, x.shape[:3], side) for token in tokens]
+        by_bands(begin, 2 * dim, x, outs=[inside for _, inside in padded])
+        maps = attn.mix(*(whole for whole, _ in padded))
+        # Columns of padding stay until a map is copied anyway: a convolution copies a narrowed map.
+        (x,) = by_bands(end, width, x, *(map_[:, :height] for map_ in maps))
+        return x
 
 
+@fused_module
 class ConvStem(BaseModule):
     """Convolution stem, section 3.2: three 3x3 convolutions, then patches are embedded.
 
@@ -126,8 +151,19 @@ class ConvStem(BaseModule):
         """(N, C, H, W) -> (N, ceil(H / patch_size), ceil(W / patch_size), embed_dims)."""
         x = pad_to_multiple(x, self.patch_size, channels_first=True)
         # With channels last in memory, 3 x 3 convolutions take half the time on a CPU.
-        x = self.stem(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+        x = x.permute(0, 2, 3, 1).contiguous()
+        if not (can_infer(x, self, (self, 'embed')) and is_folded(self.stem)):
+            return self.embed(x)[0]
+        # Three convolutions reach three pixels of the stem beyond a patch of two.
+        width = 4 * self.proj.in_channels
+        (x,) = by_bands(self.embed, width, x, shrink=self.patch_size, halo=2)
+        return x
+
+    @fused_step
+    def embed(self, x: Tensor) -> tuple[Tensor]:
+        """(N, H, W, C) -> (N, H / patch_size, W / patch_size, embed_dims)."""
+        x = apply_folded(self.stem, x.permute(0, 3, 1, 2))
+        return (self.norm(self.proj(x).permute(0, 2, 3, 1)),)
 
     def fold_norms(self) -> None:
         """See :meth:`MixFormer.fold_norms`."""
@@ -135,6 +171,7 @@ class ConvStem(BaseModule):
             fold_before(self.stem, i)
 
 
+@fused_module
 class ConvMerging(nn.Module):
     """Step between two stages: BatchNorm and a 2x2 convolution of stride 2.
 
@@ -152,7 +189,16 @@ class ConvMerging(nn.Module):
         """(N, C, H, W) -> (N, ceil(H / 2), ceil(W / 2), C')."""
         # The official code takes even maps only. Odd ones are padded before the norm, as in Swin.
         x = pad_to_multiple(x, 2, channels_first=True)
-        return self.reduction(self.norm(x)).permute(0, 2, 3, 1)
+        x = x.permute(0, 2, 3, 1)
+        if not can_infer(x, self, (self, 'merge')):
+            return self.merge(x)[0]
+        (x,) = by_bands(self.merge, 4 * x.shape[-1], x, shrink=2)
+        return x
+
+    @fused_step
+    def merge(self, x: Tensor) -> tuple[Tensor]:
+        """(N, H, W, C) -> (N, H / 2, W / 2, C')."""
+        return (self.reduction(self.norm(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1),)
 
     def fold_norms(self) -> None:
         """See :meth:`MixFormer.fold_norms`."""

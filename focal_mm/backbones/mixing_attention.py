@@ -1,5 +1,6 @@
 """Window attention mixed with depth-wise convolution, MIX of MixFormer (arXiv:2204.02557)."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,15 +10,19 @@ from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..kernels.dispatch import can_fuse, fused_module, fused_step
+from ..kernels.inference import apply_folded
 from ..kernels.linear import PatchConv2d, project
+from ..kernels.padding import pad_by_token
 from ..kernels.window_attention import window_attention
-from ..kernels.window_plans import Windows
+from ..kernels.window_plans import Windows, pad_to_multiple, padding_to_multiple, roll
 from ..weights.loading import FittedModule
 from ..weights.resize import fit_position_bias
 from .base import build_norm, relative_index
 from .folding import fold_after, fold_before
 
 
+@fused_module
 class ChannelInteraction(nn.Sequential):
     """Channel interaction (Figure 2): 1x1 convolution, BatchNorm, activation, 1x1 convolution of
     the globally pooled map.
@@ -58,6 +63,11 @@ class WindowAttentionBlock(FittedModule):
         norm_cfg (dict): Norms over channels; those over the batch are BN. Default: LN.
 
     Attributes:
+        enter (Callable): Projects tokens, (N, H, W, C), to maps for ``mix``: what is convolved,
+            where that is apart from the attention; and queries, keys and values.
+        mix (Callable): Attends and convolves: maps of whole windows -> maps of the same size.
+        leave (Callable): Crops these maps to a size, its first argument, and projects their tokens
+            to (N, H, W, C).
         keep_maps (bool): Whether each forward stores on the module what its attention weights
             follow from, as :class:`.focal_attention.MultiLevelAttention` does, and its
             interactions, see :class:`MixingAttention`. Default: False.
@@ -66,6 +76,10 @@ class WindowAttentionBlock(FittedModule):
         ValueError: If the channels are odd, too few or not divided by the heads, or the kernel is
             even.
     """
+
+    enter: Callable[[Tensor], tuple[Tensor, ...]]
+    mix: Callable[..., tuple[Tensor, ...]]
+    leave: Callable[..., Tensor]
 
     def __init__(
         self,
@@ -117,16 +131,42 @@ class WindowAttentionBlock(FittedModule):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Attend within each window: (N, H, W, C) -> (N, H, W, C)."""
-        height, width = x.shape[1:3]
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        return self.leave(x.shape[1:3], *self.mix(*self.enter_padded(x)))
+
+    def enter_padded(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Apply :meth:`enter` to a map that is zero-padded to whole windows.
+
+        As in the official code, the zeros are tokens like any other: attended to, convolved and
+        pooled. All have the same projections, which are computed once: for windows of 7, a map of
+        16 x 16 gets 185 of them beside its 256 tokens.
+        """
+        multiple = self.window_size
+        if not can_fuse((self, 'enter'), *self.token_layers()):
+            return self.enter(pad_to_multiple(x, multiple))
+        if not any(padding_to_multiple(side, multiple) for side in x.shape[1:3]):
+            return self.enter(x)
+        tokens = self.enter(x.new_zeros(1, 1, 1, x.shape[-1]))
+        return tuple(
+            pad_by_token(map_, token, multiple)
+            for map_, token in zip(self.enter(x), tokens, strict=True)
+        )
+
+    def token_layers(self) -> list[tuple[nn.Module, type]]:
+        """Return the layers that :meth:`enter` applies, with the classes that act on tokens."""
+        return [(self.qkv, nn.Linear)]
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Attend within each window of a map of whole windows: (N, H, W, 3 * C) -> (N, H, W, C)."""
+        height, width = qkv.shape[1:3]
         size, shift = self.window_size, None
         if self.shift_size:
             # Along a side of one window there is nothing that a shift could connect.
             shift = (self.shift_size * (1 - size // height), self.shift_size * (1 - size // width))
         windows = Windows(height, width, size, shift)
         dropout = self.attn_drop if self.training else 0.0
-        qkv = project(self.qkv, x).flatten(1, 2)
+        qkv = qkv.flatten(1, 2)
         if self.keep_maps:
             self.tokens, self.token_windows = qkv.detach(), windows
         bias = self.bias_of(windows, qkv.dtype)
@@ -167,6 +207,7 @@ class WindowAttentionBlock(FittedModule):
         self.fit_odd_kernel(state_dict, f'{prefix}dwconv3x3.0.weight', size)
 
 
+@fused_module
 class MixingAttention(WindowAttentionBlock):
     """Window attention and depth-wise convolution side by side, MIX of Eq. 1 (Figures 1 and 2).
 
@@ -226,24 +267,73 @@ class MixingAttention(WindowAttentionBlock):
                 PatchConv2d(dim // 16, 1, 1),
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C), H and W multiples of the window -> (N, H, W, C)."""
+    @fused_step
+    def enter(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Project tokens (N, H, W, C) to what is convolved, (N, H, W, C), and to queries, keys and
+        values, (N, H, W, 3 * C / 2).
+        """
         conv = self.proj_cnn_norm(project(self.proj_cnn, x))
-        conv = self.dwconv3x3(conv.permute(0, 3, 1, 2))
-        attn = self.attend(self.proj_attn_norm(project(self.proj_attn, x)))
-        if self.channel_interaction is not None:
+        return conv, project(self.qkv, self.proj_attn_norm(project(self.proj_attn, x)))
+
+    def token_layers(self) -> list[tuple[nn.Module, type]]:
+        """Return the layers that :meth:`enter` applies, with the classes that act on tokens."""
+        norms, layers = (self.proj_cnn_norm, self.proj_attn_norm), (self.proj_cnn, self.proj_attn)
+        return [
+            *super().token_layers(),
+            *((norm, nn.LayerNorm) for norm in norms),
+            *((layer, nn.Linear) for layer in layers),
+        ]
+
+    @fused_step
+    def mix(self, conv: Tensor, qkv: Tensor) -> tuple[Tensor, ...]:
+        """Attend, convolve, and weigh the channels.
+
+        Args:
+            conv (Tensor): Shape (N, H, W, C).
+            qkv (Tensor): Shape (N, H, W, 3 * C / 2).
+
+        Returns:
+            tuple[Tensor, ...]: What was attended to, shape (N, H, W, C / 2), and what was
+            convolved, (N, H, W, C); with channel interaction also the scales of the channels of the
+            former, (N, H, W, C / 2), which are the same everywhere.
+        """
+        conv = apply_folded(self.dwconv3x3, conv.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        attn = self.attend(qkv)
+        if self.channel_interaction is None:
+            return attn, conv
+        pooled = conv.mean((1, 2), keepdim=True).permute(0, 3, 1, 2)
+        scale = self.channel_interaction(pooled).sigmoid().permute(0, 2, 3, 1)
+        if self.keep_maps:
+            self.channel_weights = scale.flatten(1).detach()
+        return attn, conv, scale.expand_as(attn)
+
+    @fused_step
+    def leave(
+        self, size: Sequence[int], attn: Tensor, conv: Tensor, scale: Tensor | None = None
+    ) -> Tensor:
+        """Weigh the positions, crop the maps of :meth:`mix`, and project their tokens.
+
+        Args:
+            size (Sequence[int]): Height and width of the result.
+            attn (Tensor): Shape (N, H, W, C / 2).
+            conv (Tensor): Shape (N, H, W, C).
+            scale (Tensor, optional): Shape (N, H, W, C / 2).
+
+        Returns:
+            Tensor: Shape (N, height, width, C).
+        """
+        if scale is not None:
             # Attention is linear in its values, so scaling the output is the same.
-            scale = self.channel_interaction(conv.mean((2, 3), keepdim=True)).sigmoid()
-            attn = attn * scale.permute(0, 2, 3, 1)
-            if self.keep_maps:
-                self.channel_weights = scale.flatten(1).detach()
-        conv = self.projection(conv)
+            attn = attn * scale
+        conv = self.projection(conv.permute(0, 3, 1, 2))
         if self.spatial_interaction is not None:
-            scale = self.spatial_interaction(attn.permute(0, 3, 1, 2)).sigmoid()
-            conv = conv * scale
+            weights = apply_folded(self.spatial_interaction, attn.permute(0, 3, 1, 2)).sigmoid()
+            conv = conv * weights
             if self.keep_maps:
-                self.spatial_weights = scale[:, 0].detach()
+                self.spatial_weights = weights[:, 0].detach()
+        # In training mode, norms over the batch count the padding, too: it is cropped after them.
         conv = self.conv_norm(conv).permute(0, 2, 3, 1)
+        attn, conv = (roll(x, (0, 0), size) for x in (attn, conv))
         return self.proj_drop(project(self.proj, torch.cat((self.attn_norm(attn), conv), -1)))
 
     def fold_norms(self) -> None:
@@ -258,6 +348,7 @@ class MixingAttention(WindowAttentionBlock):
             self.conv_norm = nn.Identity()
 
 
+@fused_module
 class SuccessiveAttention(WindowAttentionBlock):
     """Attention of all channels and the depth-wise convolution after it, the first row of Table 7.
 
@@ -290,7 +381,18 @@ class SuccessiveAttention(WindowAttentionBlock):
             )
         super().__init__(dim, dim, num_heads, **kwargs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C), H and W multiples of the window -> (N, H, W, C)."""
-        attn = self.attn_norm(self.attend(x)).permute(0, 3, 1, 2)
-        return self.proj_drop(project(self.proj, self.dwconv3x3(attn).permute(0, 2, 3, 1)))
+    @fused_step
+    def enter(self, x: Tensor) -> tuple[Tensor]:
+        """Project tokens to queries, keys and values: (N, H, W, C) -> (N, H, W, 3 * C)."""
+        return (project(self.qkv, x),)
+
+    @fused_step
+    def mix(self, qkv: Tensor) -> tuple[Tensor]:
+        """Attend, then convolve: (N, H, W, 3 * C) -> (N, H, W, C)."""
+        attn = self.attn_norm(self.attend(qkv)).permute(0, 3, 1, 2)
+        return (apply_folded(self.dwconv3x3, attn).permute(0, 2, 3, 1),)
+
+    @fused_step
+    def leave(self, size: Sequence[int], x: Tensor) -> Tensor:
+        """Crop a map to a size, and project its tokens: (N, H, W, C) -> (N, height, width, C)."""
+        return self.proj_drop(project(self.proj, roll(x, (0, 0), size)))

@@ -147,6 +147,7 @@ _FORWARDS: dict[type, Callable] = {
         nn.Linear,
         nn.Conv2d,
         nn.LayerNorm,
+        nn.BatchNorm2d,
         nn.GELU,
         nn.Dropout,
         nn.Identity,

@@ -199,7 +199,7 @@ def test_successive_design_convolves_what_was_attended_to():
     m = trained(SuccessiveAttention(16, 2, window_size=3))
     x = torch.randn(2, 6, 9, 16)
     with torch.no_grad():
-        attended = m.attn_norm(m.attend(x)).permute(0, 3, 1, 2)
+        attended = m.attn_norm(m.attend(m.qkv(x))).permute(0, 3, 1, 2)
         expected = m.proj(m.dwconv3x3(attended).permute(0, 2, 3, 1))
         torch.testing.assert_close(m(x), expected)
 
@@ -207,7 +207,7 @@ def test_successive_design_convolves_what_was_attended_to():
 def seen_from(m: MixingAttention, height: int, width: int, y: int, x: int) -> set:
     """The tokens that the attention of one token depends on."""
     tokens = torch.randn(1, height, width, 16, requires_grad=True)
-    m.attend(tokens)[0, y, x].sum().backward()
+    m.attend(m.qkv(tokens))[0, y, x].sum().backward()
     return {tuple(place) for place in tokens.grad[0].abs().sum(-1).nonzero().tolist()}
 
 
