@@ -15,9 +15,10 @@ Names in configs
     ``focal_mm.DurableRunner``, ``focal_mm.DurableCheckpointHook``, ``focal_mm.MeanLossHook``,
     ``focal_mm.NonFiniteHook``, ``focal_mm.StopHook``, ``focal_mm.SkipCorrupt``,
     ``focal_mm.DurableFlexibleRunner``, ``focal_mm.ShardedStrategy``; ``focal_mm.ReportHook``, which
-    writes the report of a run; and ``focal_mm.LookHook``, which shows what the network sees. Those
-    of data sets and samplers have ``focal_mm.ShardedImages`` and ``focal_mm.ShardBatchSampler``
-    (:mod:`focal_mm.datasets.shards`).
+    writes the report of a run; and ``focal_mm.LookHook``, which shows what the network sees. That
+    of transforms also has ``focal_mm.LoadAnnotations`` (:mod:`focal_mm.datasets.cropped_masks`),
+    and those of data sets and samplers have ``focal_mm.ShardedImages`` and
+    ``focal_mm.ShardBatchSampler`` (:mod:`focal_mm.datasets.shards`).
 
 Missing packages
     Where mmcv has no compiled ops, ``mmcv._ext`` is :mod:`focal_mm.compat.mmcv_ops`. Where they are

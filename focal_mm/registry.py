@@ -28,7 +28,9 @@ __all__ = [
 ]
 
 _ENGINE: dict = dict(scope='focal_mm', locations=['focal_mm.engine'])
-_TRANSFORMS: dict = dict(scope='focal_mm', locations=['focal_mm.engine.skip_corrupt'])
+_TRANSFORMS: dict = dict(
+    scope='focal_mm', locations=['focal_mm.engine.skip_corrupt', 'focal_mm.datasets.transforms']
+)
 _DATA: dict = dict(scope='focal_mm', locations=['focal_mm.datasets.shards'])
 DATASETS = Registry('dataset', parent=ROOT_OF_DATASETS, **_DATA)
 DATA_SAMPLERS = Registry('data sampler', parent=ROOT_OF_DATA_SAMPLERS, **_DATA)
