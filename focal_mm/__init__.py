@@ -5,7 +5,8 @@ following in the process, and nothing else (docs/import.md says what each is for
 
 Names in configs
     The backbones ``FocalNet``, ``FocalTransformer``, ``MixFormer``, ``MixingResNet`` and
-    ``MixingMobileNetV2`` are in mmengine's root registry ``MODELS``. A class that a project
+    ``MixingMobileNetV2`` are in mmengine's root registry ``MODELS``, whose table is replaced by one
+    that imports them when they are read. A class that a project
     registers under one of these names has the name instead; ``Registry._register_module`` is
     wrapped to see to that, and warns. A child registry of scope ``focal_mm`` has the backbones and
     the classes of :mod:`focal_mm.heads`: ``focal_mm.FocalNet``, ``focal_mm.TokenClsHead``,
@@ -58,8 +59,8 @@ mmengine, mmcv, mmpretrain, mmdet, mmseg
 PyTorch
     There is an operator ``torch.ops.focal_mm.depthwise_weight_gradient``.
 
-mmdet, mmseg, mmpretrain, mmcv.ops and torchvision are not imported, unless a module was imported
-before and went on without the ops.
+mmcv, mmdet, mmseg, mmpretrain and torchvision are not imported, unless a module was imported before
+and went on without the ops. The backbones are imported where they are built or asked for.
 """
 
 import sys
@@ -73,34 +74,29 @@ def set_up() -> None:
     from .compat import install
     from .compat.versions import require_stack
 
-    # The rest imports mmengine and mmcv, and mmcv's ops must be there before mmdet's models.
+    # mmcv's ops must be there before mmdet's models.
     require_stack()
     install()
 
-    from . import additions, backbones, config, heads, kernels, registry, storage, weights  # noqa: F401
+    from . import additions, config, registry, storage
+    from .kernels import depthwise  # noqa: F401  registers the operator
 
-    registry.register_in_root(
-        backbones.FocalNet,
-        backbones.FocalTransformer,
-        backbones.MixFormer,
-        backbones.MixingResNet,
-        backbones.MixingMobileNetV2,
-    )
+    registry.register_in_root(*registry.BACKBONES)
     config.register_configs()
     additions.register()
-    weights.register()
     storage.register()
 
 
 def __getattr__(name: str) -> Any:
+    if name in ('backbones', 'heads', 'look', 'weights'):
+        # mmengine's models and runners, and matplotlib for `look`, take most of a second.
+        from importlib import import_module
+
+        return import_module(f'.{name}', __name__)
     if name == 'use_backbone':
         from .transplant import use_backbone
 
         return use_backbone
-    if name == 'look':  # needs matplotlib
-        from importlib import import_module
-
-        return import_module('.look', __name__)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
