@@ -5,7 +5,8 @@ following in the process, and nothing else (docs/import.md says what each is for
 
 Names in configs
     The backbones ``FocalNet``, ``FocalTransformer``, ``MixFormer``, ``MixingResNet`` and
-    ``MixingMobileNetV2`` are in mmengine's root registry ``MODELS``. A class that a project
+    ``MixingMobileNetV2`` are in mmengine's root registry ``MODELS``, whose table is replaced by one
+    that imports them when they are read. A class that a project
     registers under one of these names has the name instead; ``Registry._register_module`` is
     wrapped to see to that, and warns. A child registry of scope ``focal_mm`` has the backbones and
     the classes of :mod:`focal_mm.heads`: ``focal_mm.FocalNet``, ``focal_mm.TokenClsHead``,
@@ -15,9 +16,10 @@ Names in configs
     ``focal_mm.DurableRunner``, ``focal_mm.DurableCheckpointHook``, ``focal_mm.MeanLossHook``,
     ``focal_mm.NonFiniteHook``, ``focal_mm.StopHook``, ``focal_mm.SkipCorrupt``,
     ``focal_mm.DurableFlexibleRunner``, ``focal_mm.ShardedStrategy``; ``focal_mm.ReportHook``, which
-    writes the report of a run; and ``focal_mm.LookHook``, which shows what the network sees. Those
-    of data sets and samplers have ``focal_mm.ShardedImages`` and ``focal_mm.ShardBatchSampler``
-    (:mod:`focal_mm.datasets.shards`).
+    writes the report of a run; and ``focal_mm.LookHook``, which shows what the network sees. That
+    of transforms also has ``focal_mm.LoadAnnotations`` (:mod:`focal_mm.datasets.cropped_masks`),
+    and those of data sets and samplers have ``focal_mm.ShardedImages`` and
+    ``focal_mm.ShardBatchSampler`` (:mod:`focal_mm.datasets.shards`).
 
 Missing packages
     Where mmcv has no compiled ops, ``mmcv._ext`` is :mod:`focal_mm.compat.mmcv_ops`. Where they are
@@ -57,8 +59,8 @@ mmengine, mmcv, mmpretrain, mmdet, mmseg
 PyTorch
     There is an operator ``torch.ops.focal_mm.depthwise_weight_gradient``.
 
-mmdet, mmseg, mmpretrain, mmcv.ops and torchvision are not imported, unless a module was imported
-before and went on without the ops.
+mmcv, mmdet, mmseg, mmpretrain and torchvision are not imported, unless a module was imported before
+and went on without the ops. The backbones are imported where they are built or asked for.
 """
 
 import sys
@@ -72,34 +74,29 @@ def set_up() -> None:
     from .compat import install
     from .compat.versions import require_stack
 
-    # The rest imports mmengine and mmcv, and mmcv's ops must be there before mmdet's models.
+    # mmcv's ops must be there before mmdet's models.
     require_stack()
     install()
 
-    from . import additions, backbones, config, heads, kernels, registry, storage, weights  # noqa: F401
+    from . import additions, config, registry, storage
+    from .kernels import depthwise  # noqa: F401  registers the operator
 
-    registry.register_in_root(
-        backbones.FocalNet,
-        backbones.FocalTransformer,
-        backbones.MixFormer,
-        backbones.MixingResNet,
-        backbones.MixingMobileNetV2,
-    )
+    registry.register_in_root(*registry.BACKBONES)
     config.register_configs()
     additions.register()
-    weights.register()
     storage.register()
 
 
 def __getattr__(name: str) -> Any:
+    if name in ('backbones', 'heads', 'look', 'weights'):
+        # mmengine's models and runners, and matplotlib for `look`, take most of a second.
+        from importlib import import_module
+
+        return import_module(f'.{name}', __name__)
     if name == 'use_backbone':
         from .transplant import use_backbone
 
         return use_backbone
-    if name == 'look':  # needs matplotlib
-        from importlib import import_module
-
-        return import_module('.look', __name__)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 

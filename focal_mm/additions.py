@@ -7,6 +7,8 @@ them:
   ``configs/imagenet/metafile.yml``; ``pretrained=True`` loads the published weights.
 - ``LearningRateDecayOptimizerConstructor`` of mmdet and mmseg takes models with a backbone of
   focal_mm, see :mod:`focal_mm.backbones.layer_decay`.
+- mmengine's loaders of checkpoints take ``focal://`` names and run no code of a file, and
+  ``mmengine.hub.get_config`` takes our configs.
 - Corrections of ``mmcv.ops``, see :mod:`focal_mm.compat.mmcv_corrections`.
 - ``activation_checkpointing`` and ``efficient_conv_bn_eval`` of mmengine's runner work within
   backbones of focal_mm.
@@ -23,14 +25,36 @@ from typing import Any
 
 from torch import nn
 
-from .backbones.base import StagedBackbone, recompute
-from .backbones.layer_decay import add_layers
-from .backbones.mixing_convnets import MixingConvNet
 from .compat.mmcv_corrections import CORRECTIONS
-from .config import CONFIGS
-from .weights.loading import FittedBackbone
+from .config import CONFIGS, add_to_hub
 
 _METAFILE = CONFIGS / 'imagenet' / 'metafile.yml'
+
+
+def add_loaders(module: Any) -> None:
+    """Make mmengine load ``focal://`` names, and load addresses and files without running code.
+
+    mmengine 0.10.7 can't read its own checkpoints on torch 2.6 and later
+    (open-mmlab/mmengine #1655); its OneDL fork then runs the code in the file.
+    """
+
+    def loader(name: str) -> Callable[..., dict]:
+        def load(*args: Any, **kwargs: Any) -> dict:
+            from .weights import zoo
+
+            return getattr(zoo, name)(*args, **kwargs)
+
+        load.__name__ = name
+        return load
+
+    register = module.CheckpointLoader.register_scheme
+    register('focal://', loader('load_from_zoo'), force=True)
+    register(('http://', 'https://'), loader('load_from_url'), force=True)
+    register('', loader('load_from_file'), force=True)
+    register((r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), loader('load_from_store'), force=True)
+    # Names such as torchvision://resnet50 stay mmengine's, which loads by these two.
+    module.load_from_http = loader('load_from_url')
+    module._safe_torch_load = loader('load_from_file')  # OneDL's
 
 
 def add_models(module: ModuleType) -> None:
@@ -49,6 +73,9 @@ def add_layer_decay(module: ModuleType) -> None:
     def add_params_or_layers(
         self: Any, params: list[dict], model: nn.Module, **kwargs: Any
     ) -> None:
+        from .backbones.base import StagedBackbone
+        from .backbones.layer_decay import add_layers
+
         if isinstance(getattr(model, 'backbone', None), StagedBackbone):
             add_layers(self, params, model)
         else:
@@ -64,6 +91,8 @@ def add_recomputation(module: ModuleType) -> None:
     """
 
     def turn_on(part: nn.Module) -> None:
+        from .backbones.base import recompute
+
         part.forward = wraps(part.forward)(partial(recompute, part.forward, part))
 
     _wrap(module.turn_on_activation_checkpointing, turn_on)
@@ -75,6 +104,8 @@ def add_folding(module: ModuleType) -> None:
     """
 
     def turn_on(part: nn.Module) -> None:
+        from .backbones.mixing_convnets import MixingConvNet
+
         for child in list(part.modules()):
             kinds = list(map(type, child)) if type(child) is nn.Sequential else []
             follows = (nn.Conv2d, nn.BatchNorm2d) in pairwise(kinds)
@@ -94,6 +125,8 @@ def _wrap(original: Callable, turn_on: Callable[[nn.Module], None]) -> None:
 
     @wraps(original)
     def turn_on_or_original(model: nn.Module, modules: str | Sequence[str]) -> None:
+        from .weights.loading import FittedBackbone
+
         for name in [modules] if isinstance(modules, str) else modules:
             part = model.get_submodule(name)
             nets = [net for net in model.modules() if isinstance(net, FittedBackbone)]
@@ -109,6 +142,8 @@ def _wrap(original: Callable, turn_on: Callable[[nn.Module], None]) -> None:
 
 ADDITIONS = {
     **CORRECTIONS,
+    'mmengine.hub': add_to_hub,
+    'mmengine.runner.checkpoint': add_loaders,
     'mmengine.model.efficient_conv_bn_eval': add_folding,
     'mmengine.runner.activation_checkpointing': add_recomputation,
     'mmpretrain.apis.model': add_models,

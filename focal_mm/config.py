@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any
 
-from mmengine import hub
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 
@@ -28,11 +27,12 @@ _PACKERS = dict(
 def register_configs() -> None:
     """Make mmengine read configs by names such as ``focal_mm::mask_rcnn/focalnet_t_1x.py``.
 
-    The names are then accepted by ``Config.fromfile``, ``_base_`` and ``mmengine.hub.get_config``.
+    The names are then accepted by ``Config.fromfile`` and ``_base_``, and by
+    ``mmengine.hub.get_config`` after :func:`add_to_hub`.
     mmengine knows this notation for its own packages from a table, which is not enough: it needs
     ``.mim`` inside the package, which a source tree does not have; it makes the package the
     registry scope of every inherited dict, but the models in these dicts are mmdet's and others';
-    and ``Config.fromfile`` takes no such name at all. Therefore the three functions are wrapped.
+    and ``Config.fromfile`` takes no such name at all. Therefore these functions are wrapped.
     They pass on every other name, and ``Config.fromfile`` also takes names of other packages.
     Calling again changes nothing.
     """
@@ -41,7 +41,7 @@ def register_configs() -> None:
     MODULE2PACKAGE['focal_mm'] = 'focal_mm'
     if find_spec('mmseg'):  # the table says mmsegmentation; OneDL's package has another name
         MODULE2PACKAGE['mmseg'] = 'mmseg'
-    get_cfg_path, fromfile, get_config = Config._get_cfg_path, Config.fromfile, hub.get_config
+    get_cfg_path, fromfile = Config._get_cfg_path, Config.fromfile
 
     @cache
     def path_in_package(name: str) -> tuple[str, str | None]:
@@ -60,6 +60,18 @@ def register_configs() -> None:
             filename, _ = path_of_base(str(filename), '')
         return fromfile(filename, *args, **kwargs)
 
+    Config._get_cfg_path = staticmethod(path_of_base)
+    Config.fromfile = staticmethod(fromfile_or_package)
+
+
+def add_to_hub(module: Any) -> None:
+    """Make ``mmengine.hub.get_config`` take names such as ``focal_mm::mask_rcnn/focalnet_t_1x.py``.
+
+    Args:
+        module (ModuleType): ``mmengine.hub``.
+    """
+    get_config = module.get_config
+
     @wraps(get_config)
     def get_config_or_ours(cfg_path: str, pretrained: bool = False) -> Config:
         if not cfg_path.startswith(_PREFIX):
@@ -69,11 +81,9 @@ def register_configs() -> None:
                 f'{cfg_path}: focal_mm publishes no trained models; '
                 'its configs start from the backbone weights in init_cfg'
             )
-        return fromfile_or_package(cfg_path)
+        return Config.fromfile(cfg_path)
 
-    Config._get_cfg_path = staticmethod(path_of_base)
-    Config.fromfile = staticmethod(fromfile_or_package)
-    hub.get_config = get_config_or_ours
+    module.get_config = get_config_or_ours
 
 
 def _path_of(name: str) -> str:

@@ -275,6 +275,12 @@ def test_detector_is_imported_before_the_config_that_names_us(tmp_path):
     run(tmp_path / 'late.py', tmp_path / 'detector.py')
 
 
+def test_import_leaves_out_what_takes_long():
+    slow = ('mmcv', 'mmengine.hub', 'mmengine.model', 'mmengine.optim', 'mmengine.runner')
+    code = f'import sys, focal_mm; print(sys.modules.keys() & set({slow}))'
+    assert run('-c', code).stdout == 'set()\n'
+
+
 def test_failure_within_custom_imports_is_ours_and_may_be_mended(tmp_path):
     """mmengine turns an ImportError into one that speaks of PYTHONPATH alone."""
     (tmp_path / 'mine.py').write_text("custom_imports = dict(imports=['focal_mm'])\n")

@@ -62,13 +62,13 @@ def test_name_that_two_projects_register_stays_an_error(root):
 def test_class_that_a_project_has_registered_keeps_the_name(root):
     root.module_dict['FocalNet'] = FocalNet
     with pytest.warns(UserWarning, match=r'test_registry.*focal_mm\.FocalNet') as caught:
-        register_in_root(backbones.FocalNet, backbones.MixFormer)
+        register_in_root('FocalNet', 'MixFormer')
     assert len(caught) == 1
     assert root.get('FocalNet') is FocalNet and root.get('MixFormer') is backbones.MixFormer
 
 
 def test_registering_again_changes_nothing(root, recwarn):
-    register_in_root(backbones.FocalNet)
+    register_in_root('FocalNet')
     assert root.get('FocalNet') is backbones.FocalNet and not recwarn
 
 
@@ -89,8 +89,25 @@ def test_class_in_the_registry_of_a_library_has_the_plain_name_there(root, monke
         assert type(root.build(dict(type='FocalNet'))) is FocalNet
         assert type(root.build(dict(SMALL, type='focal_mm.FocalNet'))) is backbones.FocalNet
     with pytest.warns(UserWarning, match='scope mmdet'):
-        register_in_root(backbones.FocalNet)
+        register_in_root('FocalNet')
     assert root.get('FocalNet') is backbones.FocalNet
+
+
+@pytest.mark.parametrize(
+    'read',
+    [
+        lambda table: table['FocalNet'],
+        lambda table: table.get('FocalNet'),
+        lambda table: dict(table)['FocalNet'],
+        lambda table: dict(table.items())['FocalNet'],
+        lambda table: next(iter(table.values())),
+    ],
+)
+def test_backbone_is_imported_where_it_is_read(root, monkeypatch, read):
+    monkeypatch.setattr(ROOT, '_module_dict', {})
+    register_in_root('FocalNet')
+    assert 'FocalNet' in root.module_dict and 'MixFormer' not in root.module_dict
+    assert read(root.module_dict) is backbones.FocalNet
 
 
 def test_registries_of_other_things_are_not_concerned(root, recwarn):

@@ -268,7 +268,7 @@ for line in sys.stdin:
 
 # What makes a network in PyTorch take another road.
 _ROADS: dict[str, Callable[[nn.Module], Any]] = dict(
-    compiled=partial(torch.compile, dynamic=True),
+    compiled=torch.compile,
     graphs=partial(torch.compile, mode='reduce-overhead'),
     openvino=OpenVinoNet,
     onnxruntime=OnnxRuntimeNet,

@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -79,13 +79,19 @@ def install() -> list[str]:
 
 
 def _is_missing(name: str) -> bool:
-    """Return whether no module has this name; False also if its parent package is missing."""
+    """Return whether no module has this name; False also if its parent package is missing.
+
+    The parent package is not imported: mmcv takes as long as all of the rest.
+    """
     if name in sys.modules:
         return False
-    try:
+    parent = name.rpartition('.')[0]
+    if not parent:
         return find_spec(name) is None
-    except ModuleNotFoundError:
-        return False
+    spec = find_spec(parent)
+    return spec is not None and (
+        PathFinder.find_spec(name, spec.submodule_search_locations) is None
+    )
 
 
 def _try_again(packages: list[str]) -> None:

@@ -2,8 +2,10 @@
 
 import importlib
 import re
+import sys
 import warnings
 from importlib import metadata
+from importlib.util import find_spec
 
 # For each module: the oldest version that works, and the packages that install it, OneDL's last.
 STACK = {
@@ -43,12 +45,7 @@ def require_stack() -> None:
                 stacklevel=3,
             )
         if module in ('mmengine', 'mmcv'):
-            try:
-                version = importlib.import_module(module).__version__
-            except ModuleNotFoundError as error:
-                if error.name != module:
-                    raise
-                version = None
+            version = _version_of_module(module, found[module])
         elif found[module]:
             version = version_of(found[module][0])
         else:
@@ -59,6 +56,18 @@ def require_stack() -> None:
                 f'focal_mm needs {module} {oldest} or later, and {state} installed: '
                 f'pip install "focal-mm[{"openmmlab" if stock else "onedl"}]"'
             )
+
+
+def _version_of_module(module: str, packages: list[str]) -> str | None:
+    """Return the version of a module, without importing it if it is that of a package."""
+    try:
+        if module not in sys.modules and packages:
+            return version_of(packages[0]) if find_spec(module) else None
+        return importlib.import_module(module).__version__
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        return None
 
 
 def version_of(package: str) -> str | None:

@@ -4,7 +4,7 @@ from .files import trust
 from .formats import convert, read_checkpoint, recognise
 from .loading import CheckpointError
 from .published import ZOO, Weights
-from .zoo import fetch, find, register, verify
+from .zoo import fetch, find, verify
 from .zoo import list_weights as list  # read where it is used: weights.list()
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     'list',
     'read_checkpoint',
     'recognise',
-    'register',
     'trust',
     'verify',
 ]

@@ -19,8 +19,6 @@ import rich.progress
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.fileio import get_file_backend
-from mmengine.runner import CheckpointLoader
-from mmengine.runner import checkpoint as mmengine_checkpoint
 from rich.console import Console
 
 from ..cache import cache_dir
@@ -276,20 +274,3 @@ def load_from_store(filename: str, map_location: str | torch.device | None = Non
         path = Path(folder, 'checkpoint')
         path.write_bytes(backend.get(filename))
         return load_from_file(path, map_location)
-
-
-def register() -> None:
-    """Make mmengine load ``focal://`` names, and load addresses and files without running code.
-
-    mmengine 0.10.7 can't read its own checkpoints on torch 2.6 and later
-    (open-mmlab/mmengine #1655); its OneDL fork then runs the code in the file.
-    """
-    CheckpointLoader.register_scheme('focal://', load_from_zoo, force=True)
-    CheckpointLoader.register_scheme(('http://', 'https://'), load_from_url, force=True)
-    CheckpointLoader.register_scheme('', load_from_file, force=True)
-    CheckpointLoader.register_scheme(
-        (r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), load_from_store, force=True
-    )
-    # Names such as torchvision://resnet50 stay mmengine's, which loads by these two.
-    mmengine_checkpoint.load_from_http = load_from_url
-    mmengine_checkpoint._safe_torch_load = load_from_file  # OneDL's

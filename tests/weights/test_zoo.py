@@ -14,10 +14,9 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from focal_mm import backbones, weights
 from focal_mm.backbones import FocalNet, FocalTransformer
 from focal_mm.config import CONFIGS
-from focal_mm.weights import ZOO, CheckpointError, register, zoo
+from focal_mm.weights import ZOO, CheckpointError, zoo
 
 pytestmark = pytest.mark.stock
-register()
 NAME = 'focalnet_tiny_lrf_in1k'
 ARCH = dict(embed_dims=8, depths=(1, 1))
 # The start of every answer that is no checkpoint is a line of the error.
