@@ -20,7 +20,7 @@ from .arguments import (
     resolve_arch,
     window_sides,
 )
-from .base import Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm
+from .base import Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm, norm_mlp
 from .focal_attention import FocalAttention, MultiLevelAttention, NearestAttention, SubWindowPool
 
 
@@ -70,7 +70,7 @@ class FocalTransformerBlock(ScaledBlock):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
         x = self.add(x, self.attend(self.norm1(x)), self.gamma_1)
-        return self.add(x, self.mlp(self.norm2(x)), self.gamma_2)
+        return self.add(x, norm_mlp(self.norm2, self.mlp, x), self.gamma_2)
 
     def attend(self, x: Tensor) -> Tensor:
         """Apply focal self-attention (section 3.2): (N, H, W, C) -> (N, H, W, C)."""

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..kernels.rows import by_rows, can_slice
+from ..kernels.dispatch import fused_module
+from ..kernels.inference import can_infer
+from ..kernels.rows import by_rows
 from ..registry import MODELS
 from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
 from .base import MapNorm, Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm, norm_mlp
@@ -17,6 +19,7 @@ from .focal_modulation import MODULATIONS, FocalModulation
 from .folding import require_eval
 
 
+@fused_module
 class FocalNetBlock(ScaledBlock):
     """Focal modulation and an MLP, each with a norm and a shortcut.
 
@@ -50,15 +53,13 @@ class FocalNetBlock(ScaledBlock):
         self.norm1 = build_norm(norm_cfg, dim)
         self.modulation = modulation
         self.norm2 = build_norm(norm_cfg, dim)
-        self.hidden_dim = int(dim * mlp_ratio)
-        self.mlp = Mlp(dim, self.hidden_dim, act_cfg, drop)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_cfg, drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
         modulation = self.modulation
         steps = ((modulation, step) for step in ('split', 'modulate', 'emit'))
-        modules = self.norm1, modulation, self.norm2, self.mlp, self.drop_path
-        if not modulation.keep_maps and can_slice(x, self.hidden_dim, *modules, *steps):
+        if not modulation.keep_maps and can_infer(x, self, *steps):
             return self._forward_by_rows(x)
         if self.use_postln:
             x = self.add(x, self.norm1(modulation(x)), self.gamma_1)
@@ -68,7 +69,7 @@ class FocalNetBlock(ScaledBlock):
 
     def _forward_by_rows(self, x: Tensor) -> Tensor:
         """Compute :meth:`forward` by rows, but for the gathering of contexts."""
-        modulation, width = self.modulation, self.hidden_dim
+        modulation, width = self.modulation, self.mlp.fc1.out_features
 
         def begin(x: Tensor) -> tuple[Tensor, ...]:
             return modulation.split(x if self.use_postln else self.norm1(x))

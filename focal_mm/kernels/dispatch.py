@@ -152,6 +152,7 @@ _FORWARDS: dict[type, Callable] = {
         nn.Dropout,
         nn.Identity,
         nn.Sequential,
+        nn.ModuleList,
         DropPath,
     )
 }

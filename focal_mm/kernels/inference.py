@@ -19,18 +19,20 @@ _CONVOLUTIONS = nn.Conv2d, PatchConv2d
 
 
 def can_infer(x: Tensor, module: nn.Module, *steps: tuple[nn.Module, str]) -> bool:
-    """Return whether :func:`by_bands` should run a module: on a CPU, in eval mode, without
-    gradients, and only if nothing in it is replaced or observed.
+    """Return whether a module should work by bands or by rows: on a map on a CPU that its cache
+    does not hold, in eval mode, without gradients, and only if nothing in it is replaced or
+    observed.
 
     Args:
         x (Tensor): The map.
         module (nn.Module): The module.
         steps: Methods that take part, as :func:`can_fuse` takes them.
     """
+    if not x.is_cpu or 4 * x.numel() < ELEMENTS:
+        return False
     inner = list(module.modules())
     return (
-        x.is_cpu
-        and not any(child.training for child in inner)
+        not any(child.training for child in inner)
         and all(_is_fixed(child) for child in inner if isinstance(child, _BatchNorm))
         and not wants_grad(x, *module.parameters())
         and can_fuse(*((child, type(child)) for child in inner), *steps)

@@ -22,7 +22,7 @@ from .dispatch import (
     reference_gradients,
     wants_grad,
 )
-from .rows import row_slices
+from .rows import new_map, row_slices
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -313,7 +313,8 @@ def _mlp_by_slices(
     scale: Tensor | None, shift: Tensor | None, eps: float, hidden: list[Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """(T, C) -> (T, C'); ``hidden`` collects the results of the first layer, slice by slice."""
-    out = weight2.new_empty(len(x), len(weight2))
+    shape = len(x), len(weight2)
+    out = new_map(weight2, *shape) if hidden is None else weight2.new_empty(shape)
     for rows in row_slices(x, len(weight1)):
         part, *_ = _normed(x[rows], scale, shift, eps, weight1.dtype)
         part = _product(part, weight1, bias1)

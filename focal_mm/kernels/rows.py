@@ -12,9 +12,7 @@ from math import prod
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from .dispatch import can_fuse, wants_grad
+from torch import Tensor
 
 # Elements of the widest map that are computed at a time. Measured on two cores with an MLP of 60800
 # tokens of 96 channels: 67 ms, and 152 ms with all at once.
@@ -51,27 +49,6 @@ def row_slices(rows: Tensor, width: int) -> Iterator[slice]:
     slices = min(-(-count * width // ELEMENTS), count // (2 * width)) if rows.is_cpu else 1
     step = -(-count // max(slices, 1))
     return (slice(i, i + step) for i in range(0, count, step))
-
-
-def can_slice(x: Tensor, width: int, *parts: nn.Module | tuple[nn.Module, str]) -> bool:
-    """Return whether :func:`by_rows` should run modules and methods: on a large map on a CPU, in
-    eval mode, without gradients, and only if none of them is replaced or observed.
-
-    Args:
-        x (Tensor): The map, shape (N, H, W, C).
-        width (int): Channels of the widest map within the step.
-        parts: Modules, with all that is in them, and methods, as :func:`can_fuse` takes them.
-    """
-    modules = [part for part in parts if isinstance(part, nn.Module)]
-    methods = [part for part in parts if not isinstance(part, nn.Module)]
-    small = x.numel() // x.shape[-1] * width <= ELEMENTS
-    if small or not x.is_cpu or any(module.training for module in modules):
-        return False
-    if wants_grad(x, *(weight for module in modules for weight in module.parameters())):
-        return False
-    inner = (child for module in modules for child in module.modules())
-    kinds = [(child, type(child)) for child in inner if type(child) is not nn.ModuleList]
-    return can_fuse(*kinds, *methods)
 
 
 def by_rows(

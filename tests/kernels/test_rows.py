@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from focal_mm.backbones.focalnet import FocalNet
-from focal_mm.kernels import gated_context, rows
+from focal_mm.kernels import gated_context, inference, rows
 from focal_mm.kernels.dispatch import use
 from focal_mm.kernels.rows import by_rows, new_map, reuse_memory, row_slices
 
@@ -25,6 +25,7 @@ def slices(monkeypatch):
         return iter(found)
 
     monkeypatch.setattr(rows, 'ELEMENTS', 100)
+    monkeypatch.setattr(inference, 'ELEMENTS', 100)
     monkeypatch.setattr(rows, 'LEAST', 0)
     monkeypatch.setattr(gated_context, 'BAND', 300)
     monkeypatch.setattr(rows, 'row_slices', counted)
