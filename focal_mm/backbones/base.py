@@ -33,6 +33,7 @@ from ..weights.loading import (
 from ..weights.resize import fit_image_channels
 from .arguments import stage_indices
 
+fused_module(DropPath)
 # Parts of Hugging Face's model for masked-image pre-training that a backbone does not have.
 MASKED_IMAGE = ('decoder', 'mask_token')
 

@@ -14,7 +14,6 @@ from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
-from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
@@ -153,7 +152,6 @@ _FORWARDS: dict[type, Callable] = {
         nn.Identity,
         nn.Sequential,
         nn.ModuleList,
-        DropPath,
     )
 }
 _STEPS: set[Callable] = set()
