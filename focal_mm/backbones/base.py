@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..kernels.dispatch import cached, can_fuse, fused_module, is_graph, record_choice
 from ..kernels.linear import PatchConv2d, mlp
-from ..kernels.rows import reuse_memory
+from ..kernels.memory import reuse_memory
 from ..kernels.window_plans import pad_to_multiple
 from ..weights.loading import (
     CheckpointError,

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.dispatch import fused_module
-from ..kernels.inference import can_infer
-from ..kernels.rows import by_rows
+from ..kernels.inference import by_bands, can_infer
 from ..registry import MODELS
 from .arguments import check_sizes, drop_path_rates, per_stage, refuse_arguments, resolve_arch
 from .base import MapNorm, Mlp, PatchEmbed, ScaledBlock, Stage, StagedBackbone, build_norm, norm_mlp
@@ -60,31 +59,30 @@ class FocalNetBlock(ScaledBlock):
         modulation = self.modulation
         steps = ((modulation, step) for step in ('split', 'modulate', 'emit'))
         if not modulation.keep_maps and can_infer(x, self, *steps):
-            return self._forward_by_rows(x)
+            return self._forward_by_bands(x)
+        return self._add_branches(x, modulation(x if self.use_postln else self.norm1(x)))
+
+    def _add_branches(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Add the modulated map, and then the MLP's."""
         if self.use_postln:
-            x = self.add(x, self.norm1(modulation(x)), self.gamma_1)
+            x = self.add(x, self.norm1(branch), self.gamma_1)
             return self.add(x, self.norm2(self.mlp(x)), self.gamma_2)
-        x = self.add(x, modulation(self.norm1(x)), self.gamma_1)
+        x = self.add(x, branch, self.gamma_1)
         return self.add(x, norm_mlp(self.norm2, self.mlp, x), self.gamma_2)
 
-    def _forward_by_rows(self, x: Tensor) -> Tensor:
-        """Compute :meth:`forward` by rows, but for the gathering of contexts."""
+    def _forward_by_bands(self, x: Tensor) -> Tensor:
+        """Compute :meth:`forward` by bands, but for the gathering of contexts."""
         modulation, width = self.modulation, self.mlp.fc1.out_features
 
         def begin(x: Tensor) -> tuple[Tensor, ...]:
             return modulation.split(x if self.use_postln else self.norm1(x))
 
-        def end(x: Tensor, query: Tensor, context: Tensor) -> tuple[Tensor, ...]:
-            branch = modulation.emit(query, context)
-            if self.use_postln:
-                x = self.add(x, self.norm1(branch), self.gamma_1)
-                return (self.add(x, self.norm2(self.mlp(x)), self.gamma_2),)
-            x = self.add(x, branch, self.gamma_1)
-            return (self.add(x, norm_mlp(self.norm2, self.mlp, x), self.gamma_2),)
+        def end(x: Tensor, query: Tensor, context: Tensor) -> tuple[Tensor]:
+            return (self._add_branches(x, modulation.emit(query, context)),)
 
-        query, context, gates = by_rows(begin, width, x)
+        query, context, gates = by_bands(begin, width, x)
         context = modulation.gather(context.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2))
-        (x,) = by_rows(end, width, x, query, context.permute(0, 2, 3, 1))
+        (x,) = by_bands(end, width, x, query, context.permute(0, 2, 3, 1))
         return x
 
     @torch.no_grad()

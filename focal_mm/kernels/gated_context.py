@@ -29,7 +29,7 @@ from .dispatch import (
     reference_gradients,
     wants_grad,
 )
-from .rows import new_map
+from .memory import new_map
 
 # Elements of a map that are computed at a time.
 BAND = 1 << 21

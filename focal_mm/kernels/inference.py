@@ -1,7 +1,6 @@
 """Inference with maps by bands of rows, and with BatchNorms as part of the convolution before them.
 
-What :mod:`.rows` does with tokens, a band does with maps whose rows see their neighbors, that are
-padded, or that are parts of other maps.
+What lies between two layers then stays in the cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .dispatch import can_fuse, wants_grad
 from .linear import PatchConv2d
-from .rows import ELEMENTS, new_map
+from .memory import count_parts, is_large, new_map
 
 _CONVOLUTIONS = nn.Conv2d, PatchConv2d
 
 
 def can_infer(x: Tensor, module: nn.Module, *steps: tuple[nn.Module, str]) -> bool:
-    """Return whether a module should work by bands or by rows: on a map on a CPU that its cache
+    """Return whether a module should work by bands: on a map on a CPU that its cache
     does not hold, in eval mode, without gradients, and only if nothing in it is replaced or
     observed.
 
@@ -28,7 +27,7 @@ def can_infer(x: Tensor, module: nn.Module, *steps: tuple[nn.Module, str]) -> bo
         module (nn.Module): The module.
         steps: Methods that take part, as :func:`can_fuse` takes them.
     """
-    if not x.is_cpu or 4 * x.numel() < ELEMENTS:
+    if not x.is_cpu or not is_large(x):
         return False
     inner = list(module.modules())
     return (
@@ -63,9 +62,7 @@ def by_bands(
         tuple[Tensor, ...]: The results, each (N, H / shrink, W', C').
     """
     height, across = (side // shrink for side in maps[0].shape[1:3])
-    tokens = len(maps[0]) * height * across
-    # As in row_slices: each band reads all weights again.
-    bands = max(1, min(-(-tokens * width // ELEMENTS), tokens // (2 * width)))
+    bands = count_parts(len(maps[0]) * height * across, width)
     if bands == 1 and outs is None:
         return step(*maps)
     rows = -(-height // bands)

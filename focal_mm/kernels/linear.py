@@ -4,7 +4,7 @@
 libraries. Each kernel has its plain twin beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from .dispatch import (
     reference_gradients,
     wants_grad,
 )
-from .rows import new_map, row_slices
+from .memory import count_parts, new_map
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -296,6 +296,13 @@ class _MultiplyLinear(torch.autograd.Function):
         )
 
 
+def _slices(x: Tensor, width: int) -> Iterator[slice]:
+    """Return the slices of rows that go through an MLP one after another."""
+    parts = count_parts(len(x), width) if x.is_cpu else 1
+    step = -(-len(x) // parts)
+    return (slice(i, i + step) for i in range(0, len(x), step))
+
+
 def _normed(
     x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
@@ -315,7 +322,7 @@ def _mlp_by_slices(
     """(T, C) -> (T, C'); ``hidden`` collects the results of the first layer, slice by slice."""
     shape = len(x), len(weight2)
     out = new_map(weight2, *shape) if hidden is None else weight2.new_empty(shape)
-    for rows in row_slices(x, len(weight1)):
+    for rows in _slices(x, len(weight1)):
         part, *_ = _normed(x[rows], scale, shift, eps, weight1.dtype)
         part = _product(part, weight1, bias1)
         if hidden is None:
@@ -363,7 +370,7 @@ class _Mlp(torch.autograd.Function):
                 total += a @ b
 
         grad_x = torch.empty_like(x)
-        for rows, part in zip(row_slices(x, len(weight1)), hidden, strict=True):
+        for rows, part in zip(_slices(x, len(weight1)), hidden, strict=True):
             normed, *moments = _normed(x[rows], scale, shift, ctx.eps, weight1.dtype)
             add_product(grad_weight2.t(), F.gelu(part).t(), grad[rows])
             part = torch.ops.aten.gelu_backward(_input_gradient(grad[rows], part, weight2), part)

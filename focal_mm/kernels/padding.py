@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rows import new_map
+from .memory import new_map
 from .window_plans import padding_to_multiple
 
 

@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import product
 
 import pytest
@@ -7,6 +8,8 @@ from mmengine.analysis import get_model_complexity_info
 
 from focal_mm.backbones.focal_modulation import AttentionInPlace
 from focal_mm.backbones.focalnet import MODULATIONS, FocalModulation, FocalNet
+from focal_mm.kernels import gated_context, inference, memory
+from focal_mm.kernels.dispatch import use
 from focal_mm.weights import CheckpointError
 
 pytestmark = pytest.mark.stock
@@ -370,3 +373,70 @@ def test_net_with_folded_scales_gives_the_same_maps(use_postln, modulation):
 def test_net_in_training_keeps_its_scales():
     with pytest.raises(RuntimeError, match=r'call eval\(\) first'):
         small().train().fold_scales()
+
+
+@pytest.fixture
+def bands(monkeypatch):
+    """Make all maps large, and collect into how many bands each step divides its map."""
+    counts = []
+
+    def counted(tokens, width):
+        counts.append(memory.count_parts(tokens, width))
+        return counts[-1]
+
+    monkeypatch.setattr(memory, 'ELEMENTS', 100)
+    monkeypatch.setattr(memory, 'LEAST', 0)
+    monkeypatch.setattr(gated_context, 'BAND', 300)
+    monkeypatch.setattr(inference, 'count_parts', counted)
+    return counts
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {},
+        dict(use_postln=True, use_postln_in_modulation=True, layer_scale_init_value=0.5),
+        dict(normalize_modulator=True, focal_levels=(0, 1, 2, 3)),
+    ],
+    ids=['plain', 'post-norm', 'divided'],
+)
+def test_a_network_by_bands_is_the_plain_one(arguments, bands):
+    net = small(**arguments)
+    found = maps(net, 150, 101)
+    assert max(bands) > 2
+    with use('reference'):
+        torch.testing.assert_close(found, maps(net, 150, 101), atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_that_is_observed_or_replaced_sees_whole_maps(bands):
+    net = small(out_indices=0)
+    block, expected, shapes = net.layers[0].blocks[0], maps(net, 64, 64), []
+    modulation, emit = block.modulation, block.modulation.emit
+
+    def observe(step, query, *others):
+        shapes.append(query.shape)
+        return step(query, *others)
+
+    def is_whole():
+        bands.clear()
+        torch.testing.assert_close(maps(net, 64, 64), expected, atol=1e-5, rtol=1e-5)
+        return not bands
+
+    assert not is_whole()
+    hook = block.norm2.register_forward_hook(lambda _, x, out: shapes.append(out.shape))
+    assert is_whole()
+    hook.remove()
+    modulation.emit = partial(observe, emit)
+    assert is_whole()
+    del modulation.emit
+    block.mlp = torch.nn.Sequential(block.mlp)
+    assert is_whole()
+    assert shapes == [(2, 16, 16, 8)] * 2
+
+
+def test_gradients_and_training_need_whole_maps(bands):
+    net, x = small(), torch.randn(1, 3, 64, 64)
+    net(x)[0].sum().backward()
+    with torch.no_grad():
+        net.train()(x)
+    assert not bands

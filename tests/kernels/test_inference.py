@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from focal_mm.kernels import inference
+from focal_mm.kernels import memory
 from focal_mm.kernels.inference import apply_folded, by_bands, is_folded
 
 
@@ -47,7 +47,7 @@ def test_changed_layers_are_called(change):
 
 @pytest.mark.parametrize('elements', [1, 64, 1 << 20])
 def test_bands_of_a_map_with_neighbors_are_the_whole_map(elements, monkeypatch):
-    monkeypatch.setattr(inference, 'ELEMENTS', elements)
+    monkeypatch.setattr(memory, 'ELEMENTS', elements)
     kernels = torch.randn(2, 1, 1, 3, 3)
 
     def step(x: torch.Tensor) -> tuple[torch.Tensor]:
@@ -62,7 +62,7 @@ def test_bands_of_a_map_with_neighbors_are_the_whole_map(elements, monkeypatch):
 
 
 def test_bands_are_written_to_memory_that_is_given(monkeypatch):
-    monkeypatch.setattr(inference, 'ELEMENTS', 16)
+    monkeypatch.setattr(memory, 'ELEMENTS', 16)
     x, out = torch.randn(1, 8, 4, 2), torch.zeros(1, 9, 5, 2)
     by_bands(lambda x: (x * 2,), 2, x, outs=[out[:, :8, :4]])
     torch.testing.assert_close(out, F.pad(x * 2, (0, 0, 0, 1, 0, 1)))

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from focal_mm.backbones.base import Mlp
-from focal_mm.kernels import rows
+from focal_mm.kernels import memory
 from focal_mm.kernels.linear import mlp as mlp_kernel
 from focal_mm.kernels.linear import (
     mlp_reference,
@@ -56,7 +56,7 @@ def test_linear_layer_under_autocast_is_in_its_precision():
 
 @pytest.mark.parametrize('tokens', [1, 7, 64])
 def test_mlp_in_slices_is_the_plain_one(tokens, monkeypatch):
-    monkeypatch.setattr(rows, 'ELEMENTS', 100)
+    monkeypatch.setattr(memory, 'ELEMENTS', 100)
     mlp, x = Mlp(6, 24), torch.randn(tokens, 3, 6, requires_grad=True)
     wanted = (x, *mlp.parameters())
     grad = torch.randn(tokens, 3, 6)
@@ -112,7 +112,7 @@ def equal_with_gradients(kernel, reference, *tensors):
 @pytest.mark.parametrize('tokens', [5, 1500])
 @pytest.mark.parametrize('bias', [True, False])
 def test_norm_and_mlp_are_the_plain_ones(tokens, bias, monkeypatch):
-    monkeypatch.setattr(rows, 'ELEMENTS', 100)
+    monkeypatch.setattr(memory, 'ELEMENTS', 100)
     sizes = (2, tokens, 6), (24, 6), (24,), (6, 24), (6,), (6,), (6,)
     values = [torch.randn(size) for size in sizes]
     if not bias:
