@@ -12,7 +12,8 @@ def test_no_part_is_short_or_larger_than_it_must_be(tokens, width):
     assert tokens / parts * width <= memory.ELEMENTS or tokens / (parts + 1) < 2 * width
 
 
-def test_memory_is_reused_only_when_nobody_has_a_view_of_it():
+def test_memory_is_reused_only_when_nobody_has_a_view_of_it(monkeypatch):
+    monkeypatch.setattr(memory, 'LEAST', 0)
     like = torch.empty(0)
     with reuse_memory():
         first = new_map(like, 600, 500)
