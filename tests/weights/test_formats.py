@@ -13,9 +13,7 @@ from mmengine.runner import load_checkpoint
 from safetensors.torch import load_file, save_file
 
 from focal_mm.backbones import FocalNet, FocalTransformer, MixFormer
-from focal_mm.weights import CheckpointError, convert, read_checkpoint, recognise, register
-
-register()
+from focal_mm.weights import CheckpointError, convert, read_checkpoint, recognise
 
 
 def small(**kwargs) -> FocalNet:
