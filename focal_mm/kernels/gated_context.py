@@ -139,7 +139,9 @@ def _compute_by_bands(context: Tensor, gates: Tensor, *kernels: Tensor) -> Tenso
         total = z.new_zeros(1, dim, 1, 1, dtype=torch.promote_types(z.dtype, torch.float))
         for level, kernel in enumerate(kernels):
             last = level == len(kernels) - 1
-            finer, z = z, new_map(z, 1, height, width, dim).permute(0, 3, 1, 2)
+            finer = z
+            if not last:
+                z = new_map(z, 1, height, width, dim).permute(0, 3, 1, 2)
             for top in range(0, height, rows):
                 band = slice(top, top + rows)
                 part = torch.ops.aten.gelu_(convolve(finer, kernel, band))

@@ -287,12 +287,13 @@ class _MultiplyLinear(torch.autograd.Function):
             return reference_gradients(
                 multiply_linear_reference, inputs, grad, ctx.needs_input_grad
             )
-        of_product = _input_gradient(grad, x, weight)
+        of_x, of_y, of_weight, of_bias = ctx.needs_input_grad
+        of_product = _input_gradient(grad, x, weight) if of_x or of_y else grad
         return (
-            of_product * y,
-            of_product.mul_(x),
-            _weight_gradient(x * y, grad),
-            None if bias is None else grad.sum(0),
+            of_product * y if of_x else None,
+            of_product.mul_(x) if of_y else None,
+            _weight_gradient(x * y, grad) if of_weight else None,
+            grad.sum(0) if of_bias else None,
         )
 
 
