@@ -279,6 +279,14 @@ class DurableFlexibleRunner(_Durable, FlexibleRunner):
         super().__init__(*args, resume=bool(resume), **kwargs)
         self._resume = resume
 
+    def build_strategy(self, strategy: Any = None, **kwargs: Any) -> Any:
+        """Build the strategy of this run."""
+        if isinstance(strategy, dict):
+            # mmengine writes the folder and the name of the run into it, and the next run that is
+            # built from the same settings would write into this one's folder.
+            strategy = copy.copy(strategy)
+        return super().build_strategy(strategy, **kwargs)
+
     def _set_seed(self) -> None:
         self.strategy._randomness.update(seed=self._randomness_cfg['seed'])
         self.strategy._set_randomness(**self.strategy._randomness)

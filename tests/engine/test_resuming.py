@@ -97,6 +97,13 @@ def test_interrupted_run_equals_the_whole_one(tmp_path, workers, by_epoch, field
     assert everything(parts) == everything(whole)
 
 
+def test_runs_of_the_same_settings_are_apart(tmp_path):
+    first, second = (make_runner(tmp_path / name, **FLEXIBLE) for name in ('first', 'second'))
+    assert Path(first.log_dir).parent == tmp_path / 'first'
+    assert Path(second.log_dir).parent == tmp_path / 'second'
+    assert first.message_hub is not second.message_hub
+
+
 def test_validation_does_not_depend_on_what_else_draws(tmp_path):
     scores = []
     for number, hooks in enumerate(([], [At(3, lambda runner: random.random())])):
