@@ -10,7 +10,7 @@ from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..kernels.dispatch import can_fuse, fused_module, fused_step
+from ..kernels.dispatch import can_fuse, fused_module, fused_step, is_graph
 from ..kernels.inference import apply_folded
 from ..kernels.linear import PatchConv2d, project
 from ..kernels.padding import pad_by_token
@@ -143,7 +143,8 @@ class WindowAttentionBlock(FittedModule):
         16 x 16 gets 185 of them beside its 256 tokens.
         """
         multiple = self.window_size
-        if not can_fuse((self, 'enter'), *self.token_layers()):
+        # A graph always pads, to avoid a branch on the size.
+        if is_graph() or not can_fuse((self, 'enter'), *self.token_layers()):
             return self.enter(pad_to_multiple(x, multiple))
         if not any(padding_to_multiple(side, multiple) for side in x.shape[1:3]):
             return self.enter(x)

@@ -78,7 +78,10 @@ def build(text: str) -> 'nn.Module | Foreign':
     if '.py:' in name:
         return _class_of_file(*name.rsplit(':', 1))(**arguments)
     if name.endswith('.py'):
-        model = load_config(name, options=arguments).model
+        cfg = load_config(name, options=arguments)
+        if cfg.get('default_scope'):  # another than that of a config before it
+            init_default_scope(cfg.default_scope)
+        model = cfg.model
         for part in (model, model.get('backbone', {})):
             part.pop('init_cfg', None)
         return MODELS.build(model)

@@ -16,6 +16,7 @@ from .dispatch import (
     autocast_dtype,
     differentiates_again,
     fused_module,
+    is_compiled,
     is_fast,
     reference_gradients,
     wants_grad,
@@ -39,8 +40,8 @@ def depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
     """
     if may_hang(x, weight):
         return in_single_precision(depthwise_conv, x, weight)
-    # torch.compile traces the kernel with its gradient; an exported graph uses the plain twin.
-    if not (is_fast(x, weight) or torch.compiler.is_dynamo_compiling()):
+    # torch.compile traces the kernel with its gradient; other graphs have the plain twin.
+    if not (is_fast(x, weight) or is_compiled()):
         return depthwise_conv_reference(x, weight)
     if wants_grad(x, weight):
         return _DepthwiseConv.apply(*autocast(x, weight))

@@ -1,9 +1,10 @@
 """Choice between fast kernels and their plain PyTorch twins.
 
-A fast kernel runs on real tensors in eager mode. Graphs, transforms of :mod:`torch.func`, tensor
-subclasses and dispatch modes get the plain twin, whose operations PyTorch knows. A kernel that
-stands for several modules and methods runs only while none of them is hooked, patched, overridden
-or replaced, so that a changed step is the step that runs.
+A fast kernel runs on real tensors in eager mode, and in a graph of ``torch.compile`` for a CPU it
+is one operation. Other graphs, transforms of :mod:`torch.func`, tensor subclasses and dispatch
+modes get the plain twin, whose operations PyTorch knows. A kernel that stands for several modules
+and methods runs only while none of them is hooked, patched, overridden or replaced, so that a
+changed step is the step that runs.
 """
 
 import os
@@ -78,6 +79,36 @@ def is_eager() -> bool:
     )
 
 
+# What PyTorch has before 2.6 is true only in an export, too, outside of what is traced.
+_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+
+
+def is_compiled() -> bool:
+    """Return whether torch.compile makes a graph that may have operations of ours."""
+    return torch.compiler.is_dynamo_compiling() and _takes_operations()
+
+
+@torch.compiler.assume_constant_result
+def _takes_operations() -> bool:
+    # Not traced: asked once, when the graph is made.
+    return not (
+        _is_exporting() or _mode.get() == 'reference' or torch._C._are_functorch_transforms_active()
+    )
+
+
+def compiled_kernel(name: str, kernel: Callable, fake: Callable) -> Any:
+    """Make a kernel an operation of graphs.
+
+    Args:
+        name (str): Its name among the operations of this package.
+        kernel (callable): Computes new tensors, contiguous ones, and changes none.
+        fake (callable): Takes the same arguments and returns tensors of the same shapes.
+    """
+    operation = torch.library.custom_op(f'focal_mm::{name}', kernel, mutates_args=())
+    operation.register_fake(fake)
+    return operation
+
+
 def record_choice() -> Callable[[], AbstractContextManager]:
     """Return a context manager that makes the choice of this moment again: what is recomputed in a
     backward pass must be what the forward pass stored.
@@ -108,7 +139,7 @@ def differentiates_again(grad: Tensor) -> bool:
 
 
 def is_fast(*tensors: Tensor | None) -> bool:
-    """Return whether a fast kernel may compute from these tensors."""
+    """Return whether a fast kernel may compute from these tensors, in eager mode."""
     return (
         is_eager()
         and _mode.get() != 'reference'
@@ -123,6 +154,17 @@ def is_fast(*tensors: Tensor | None) -> bool:
             for tensor in tensors
         )
     )
+
+
+def is_fast_in_graph(*tensors: Tensor | None) -> bool:
+    """Return whether a fast kernel may be an operation of the graph that torch.compile makes."""
+    return is_compiled() and all(
+        tensor is None or (tensor.is_cpu and tensor.dtype in _PRODUCTS) for tensor in tensors
+    )
+
+
+# Types of products that oneDNN has.
+_PRODUCTS = torch.float, torch.bfloat16, torch.half
 
 
 def is_triton(*tensors: Tensor) -> bool:
@@ -154,7 +196,7 @@ _FORWARDS: dict[type, Callable] = {
         nn.ModuleList,
     )
 }
-_STEPS: set[Callable] = set()
+_STEPS: set[tuple[str, Callable]] = set()
 
 
 def fused_module(cls: type[nn.Module]) -> type[nn.Module]:
@@ -167,7 +209,7 @@ def fused_step(method: F) -> F:
     """Register a method that kernels may stand for; a decorator. Any other function in its place,
     from a subclass or a patch, is called instead of the kernel.
     """
-    _STEPS.add(method)
+    _STEPS.add((method.__name__, method))
     return method
 
 
@@ -202,15 +244,15 @@ def can_fuse(*parts: tuple[nn.Module, type | str]) -> bool:
             its class; and every method, marked by :func:`fused_step`, that the kernel stands for,
             as its module and its name.
     """
-    if not is_eager() or _mode.get() == 'reference':
+    is_known = is_fast_in_graph if is_graph() else is_fast
+    if not is_known():
         return False
     for module, kind in parts:
         if isinstance(kind, str):
-            method = getattr(module, kind)
-            known = getattr(method, '__func__', None) in _STEPS and method.__name__ == kind
-            if not known or method.__self__ is not module:
+            known = (kind, getattr(type(module), kind)) in _STEPS
+            if not known or kind in module.__dict__:
                 return False
-        elif not (is_unhooked(module, kind) and is_fast(*module._parameters.values())):
+        elif not (is_unhooked(module, kind) and is_known(*module._parameters.values())):
             return False
     return True
 

@@ -3,7 +3,7 @@
 On a GPU, in mode ``'triton'``, :mod:`.gated_context_triton` computes it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from textwrap import shorten
 from typing import Any
 
@@ -23,8 +23,10 @@ from .depthwise import (
 from .dispatch import (
     autocast,
     can_fuse,
+    compiled_kernel,
     differentiates_again,
     is_fast,
+    is_fast_in_graph,
     is_triton,
     reference_gradients,
     wants_grad,
@@ -51,6 +53,11 @@ def gated_context(context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
     """
     if kernels and may_hang(context, kernels[0]):
         return in_single_precision(gated_context, context, gates, *kernels)
+    if is_fast_in_graph(context, gates, *kernels):
+        context, gates, *cast = autocast(context, gates, *kernels)
+        maps = context.permute(0, 2, 3, 1), gates.permute(0, 2, 3, 1)
+        store = wants_grad(context, gates, *cast)
+        return _in_graph(*maps, cast, store)[0].permute(0, 3, 1, 2)
     if not is_fast(context, gates, *kernels):
         return gated_context_reference(context, gates, *kernels)
     tensors = autocast(context, gates, *kernels)
@@ -179,16 +186,83 @@ class _GatedContext(torch.autograd.Function):
             return reference_gradients(gated_context_reference, inputs, grad, ctx.needs_input_grad)
         if ctx.triton:
             return _by_triton('backward', grad, *saved)
-        grad_gates, grad_kernels = torch.empty_like(gates), [None] * levels
-        grad_gates[:, -1:] = (grad * F.gelu(mean)).sum(1, keepdim=True)
-        carry = torch.ops.aten.gelu_backward((grad * gates[:, -1:]).sum((2, 3), keepdim=True), mean)
-        carry = carry / context.shape[2:].numel()
-        z = F.gelu(stored[-1]) if levels else context
-        for level in reversed(range(levels)):
-            grad_gates[:, level] = (grad * z).sum(1)
-            carry = torch.addcmul(carry, grad, gates[:, level : level + 1])
-            carry = torch.ops.aten.gelu_backward(carry, stored[level])
-            z = F.gelu(stored[level - 1]) if level else context
-            grad_kernels[level] = weight_gradient(z, carry, kernels[level].shape[-1])
-            carry = input_gradient(z, kernels[level], carry)
-        return carry.expand_as(context), grad_gates, *grad_kernels
+        return _gradients(grad, context, gates, kernels, stored, mean)
+
+
+def _gradients(
+    grad: Tensor,
+    context: Tensor,
+    gates: Tensor,
+    kernels: Sequence[Tensor],
+    stored: Sequence[Tensor],
+    mean: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of :func:`_compute`, of which the last two have been stored."""
+    levels = len(kernels)
+    grad_gates, grad_kernels = torch.empty_like(gates), []
+    grad_gates[:, -1:] = (grad * F.gelu(mean)).sum(1, keepdim=True)
+    carry = torch.ops.aten.gelu_backward((grad * gates[:, -1:]).sum((2, 3), keepdim=True), mean)
+    carry = carry / context.shape[2:].numel()
+    z = F.gelu(stored[-1]) if levels else context
+    for level in reversed(range(levels)):
+        grad_gates[:, level] = (grad * z).sum(1)
+        carry = torch.addcmul(carry, grad, gates[:, level : level + 1])
+        carry = torch.ops.aten.gelu_backward(carry, stored[level])
+        z = F.gelu(stored[level - 1]) if level else context
+        grad_kernels.append(weight_gradient(z, carry, kernels[level].shape[-1]))
+        carry = input_gradient(z, kernels[level], carry)
+    return carry.expand_as(context), grad_gates, *reversed(grad_kernels)
+
+
+def _stored(context: Tensor, gates: Tensor, kernels: list[Tensor], store: bool) -> list[Tensor]:
+    """Compute :func:`gated_context` of maps (N, H, W, C) and (N, H, W, L + 1), and return it with
+    what is to be stored.
+    """
+    stored: list[Tensor] | None = [] if store else None
+    maps = context.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2)
+    out = _compute(*maps, *kernels, stored=stored)
+    return [part.permute(0, 2, 3, 1).contiguous() for part in (out, *(stored or ()))]
+
+
+def _stored_gradients(
+    grad: Tensor, context: Tensor, gates: Tensor, kernels: list[Tensor], stored: list[Tensor]
+) -> list[Tensor]:
+    """Return the gradients of :func:`_stored`."""
+    grad, context, gates = (part.permute(0, 3, 1, 2) for part in (grad, context, gates))
+    *levels, mean = (part.permute(0, 3, 1, 2) for part in stored)
+    of_context, of_gates, *of_kernels = _gradients(grad, context, gates, kernels, levels, mean)
+    of_maps = (part.permute(0, 2, 3, 1) for part in (of_context, of_gates))
+    return [part.contiguous() for part in (*of_maps, *of_kernels)]
+
+
+def _fake(context: Tensor, gates: Tensor, kernels: list[Tensor], store: bool) -> list[Tensor]:
+    count, *_, dim = context.shape
+    stored = [*(context.shape for _ in kernels), (count, 1, 1, dim)] if store else []
+    return [context.new_empty(shape) for shape in (context.shape, *stored)]
+
+
+_in_graph = compiled_kernel('gated_context', _stored, _fake)
+_gradients_in_graph = compiled_kernel(
+    'gated_context_gradients',
+    _stored_gradients,
+    lambda grad, context, gates, kernels, stored: [
+        part.new_empty(part.shape) for part in (context, gates, *kernels)
+    ],
+)
+
+
+def _store(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    context, gates, kernels, _ = inputs
+    ctx.save_for_backward(context, gates, *kernels, *output[1:])
+    ctx.levels = len(kernels)
+
+
+def _backward_in_graph(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+    context, gates, *rest = ctx.saved_tensors
+    kernels, stored = rest[: ctx.levels], rest[ctx.levels :]
+    grad = grads[0].contiguous()
+    of_context, of_gates, *found = _gradients_in_graph(grad, context, gates, kernels, stored)
+    return of_context, of_gates, found, None
+
+
+_in_graph.register_autograd(_backward_in_graph, setup_context=_store)

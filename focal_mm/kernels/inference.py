@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .dispatch import can_fuse, wants_grad
+from .dispatch import can_fuse, is_eager, wants_grad
 from .linear import PatchConv2d
 from .memory import count_parts, is_large, new_map
 
@@ -27,7 +27,7 @@ def can_infer(x: Tensor, module: nn.Module, *steps: tuple[nn.Module, str]) -> bo
         module (nn.Module): The module.
         steps: Methods that take part, as :func:`can_fuse` takes them.
     """
-    if not x.is_cpu or not is_large(x):
+    if not is_eager() or not x.is_cpu or not is_large(x):
         return False
     inner = list(module.modules())
     return (
@@ -79,7 +79,11 @@ def by_bands(
 
 def is_folded(layers: nn.Module) -> bool:
     """Return whether :func:`apply_folded` folds the norms of a sequence."""
-    if type(layers) is not nn.Sequential or not isinstance(layers[0], _CONVOLUTIONS):
+    if (
+        not is_eager()
+        or type(layers) is not nn.Sequential
+        or not isinstance(layers[0], _CONVOLUTIONS)
+    ):
         return False
     known = all(
         (type(layer) in _CONVOLUTIONS and layer.padding_mode == 'zeros')
@@ -89,6 +93,7 @@ def is_folded(layers: nn.Module) -> bool:
     )
     return (
         known
+        and is_eager()
         and can_fuse((layers, nn.Sequential), *((layer, type(layer)) for layer in layers))
         and not wants_grad(*layers.parameters())
     )

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from .dispatch import (
     autocast,
     can_fuse,
+    compiled_kernel,
     differentiates_again,
     fused_module,
     is_fast,
+    is_fast_in_graph,
     is_graph,
     reference_gradients,
     wants_grad,
@@ -33,9 +35,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight (Tensor): Shape (C', C).
         bias (Tensor, optional): Shape (C').
     """
-    if not is_fast(x, weight, bias) or not _is_convolved(x):
+    compute: Any
+    if is_fast_in_graph(x, weight, bias):
+        compute = _linear_in_graph
+    elif not is_fast(x, weight, bias) or not _is_convolved(x):
         return linear_reference(x, weight, bias)
-    compute = _Linear.apply if wants_grad(x, weight, bias) else _product
+    else:
+        compute = _Linear.apply if wants_grad(x, weight, bias) else _product
     rows = x.reshape(-1, x.shape[-1])
     return compute(*autocast(rows, weight, bias)).reshape(*x.shape[:-1], len(weight))
 
@@ -121,6 +127,8 @@ def multiply_linear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -
     Returns:
         Tensor: Shape (..., C').
     """
+    if is_fast_in_graph(x, y, weight, bias):
+        return linear(x * y, weight, bias)
     if not is_fast(x, y, weight, bias):
         return multiply_linear_reference(x, y, weight, bias)
     if not wants_grad(x, y, weight, bias):
@@ -175,9 +183,13 @@ def mlp(
         eps (float): Of the norm. Default: 1e-5.
     """
     weights, norm = (weight1, bias1, weight2, bias2), (scale, shift)
+    rows = x.reshape(-1, x.shape[-1])
+    if is_fast_in_graph(x, *weights, *norm):
+        store = wants_grad(x, *weights, *norm)
+        out, _ = _mlp_in_graph(rows, *autocast(*weights), *norm, eps, store)
+        return out.reshape(*x.shape[:-1], len(weight2))
     if not is_fast(x, *weights, *norm):
         return mlp_reference(x, *weights, *norm, eps)
-    rows = x.reshape(-1, x.shape[-1])
     compute: Any = _Mlp.apply if wants_grad(x, *weights, *norm) else _mlp_by_slices
     return compute(rows, *autocast(*weights), *norm, eps).reshape(*x.shape[:-1], len(weight2))
 
@@ -245,7 +257,7 @@ def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
         return torch.ops.aten.convolution_backward(
             _as_map(grad), _as_map(x), weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1,
             (False, True, False))[1].flatten(1)  # fmt: skip
-    return (x.t() @ grad).t() if narrow < wide else grad.t() @ x
+    return (x.t() @ grad).t().contiguous() if narrow < wide else grad.t() @ x
 
 
 class _Linear(torch.autograd.Function):
@@ -269,6 +281,35 @@ class _Linear(torch.autograd.Function):
             _weight_gradient(x, grad) if of_weight else None,
             grad.sum(0) if of_bias else None,
         )
+
+
+_linear_in_graph = compiled_kernel(
+    'linear', _product, lambda x, weight, bias: x.new_empty(len(x), len(weight))
+)
+_input_gradient_in_graph = compiled_kernel(
+    'linear_input_gradient', _input_gradient, lambda grad, x, weight: torch.empty_like(x)
+)
+_weight_gradient_in_graph = compiled_kernel(
+    'linear_weight_gradient',
+    _weight_gradient,
+    lambda x, grad: x.new_empty(grad.shape[1], x.shape[1]),
+)
+
+
+def _backward_in_graph(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    of_x, of_weight, of_bias = ctx.needs_input_grad
+    return (
+        _input_gradient_in_graph(grad, x, weight) if of_x else None,
+        _weight_gradient_in_graph(x, grad) if of_weight else None,
+        grad.sum(0) if of_bias else None,
+    )
+
+
+_linear_in_graph.register_autograd(
+    _backward_in_graph,
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:2]),
+)
 
 
 class _MultiplyLinear(torch.autograd.Function):
@@ -353,49 +394,107 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # a checkpoint hands them out once
-        *tensors, scale, shift = saved[:7]
-        x, weight1, bias1, weight2, bias2 = tensors
-        hidden = saved[7:]
+        tensors, hidden = saved[:7], saved[7:]
         if differentiates_again(grad):
             reference = partial(mlp_reference, eps=ctx.eps)
-            inputs = (*tensors, scale, shift)
-            return (*reference_gradients(reference, inputs, grad, ctx.needs_input_grad[:7]), None)
-        sums = torch.promote_types(weight1.dtype, torch.float)
-        grad_weight1, grad_weight2 = (torch.zeros_like(w, dtype=sums) for w in (weight1, weight2))
-        vectors: list[list[Tensor]] = []  # gradients of the first bias and the norm, by slices
+            return (*reference_gradients(reference, tensors, grad, ctx.needs_input_grad[:7]), None)
+        return (*_mlp_gradients(grad, hidden, ctx.eps, *tensors), None)
 
-        def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-            if total.dtype == a.dtype:
-                total.addmm_(a, b)
-            else:
-                total += a @ b
 
-        grad_x = torch.empty_like(x)
-        for rows, part in zip(_slices(x, len(weight1)), hidden, strict=True):
-            normed, *moments = _normed(x[rows], scale, shift, ctx.eps, weight1.dtype)
-            add_product(grad_weight2.t(), F.gelu(part).t(), grad[rows])
-            part = torch.ops.aten.gelu_backward(_input_gradient(grad[rows], part, weight2), part)
-            add_product(grad_weight1, part.t(), normed)
-            sliced = [part.sum(0, dtype=sums)]
-            of_x = _input_gradient(part, normed, weight1)
-            if scale is not None:
-                norm = (*moments, scale, shift, [True, True, shift is not None])
-                of_x, *of_norm = torch.ops.aten.native_layer_norm_backward(
-                    of_x.to(x.dtype), x[rows], x.shape[-1:], *norm
-                )
-                sliced += of_norm[: 1 if shift is None else 2]
-            grad_x[rows] = of_x
-            vectors.append(sliced)
-        grad_bias1, *grad_norm = (torch.stack(parts).sum(0) for parts in zip(*vectors))
-        grad_scale, grad_shift = (*grad_norm, None, None)[:2]
-        dtype = weight1.dtype
-        return (
-            grad_x,
-            grad_weight1.to(dtype),
-            None if bias1 is None else grad_bias1.to(dtype),
-            grad_weight2.to(dtype),
-            None if bias2 is None else grad.sum(0),
-            grad_scale,
-            grad_shift,
-            None,
-        )
+def _mlp_gradients(
+    grad: Tensor, hidden: Sequence[Tensor], eps: float, x: Tensor, weight1: Tensor,
+    bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, scale: Tensor | None,
+    shift: Tensor | None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Return the gradients of :func:`_mlp_by_slices`, of which ``hidden`` has been collected."""
+    sums = torch.promote_types(weight1.dtype, torch.float)
+    grad_weight1, grad_weight2 = (torch.zeros_like(w, dtype=sums) for w in (weight1, weight2))
+    vectors: list[list[Tensor]] = []  # gradients of the first bias and the norm, by slices
+
+    def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+        if total.dtype == a.dtype:
+            total.addmm_(a, b)
+        else:
+            total += a @ b
+
+    grad_x = torch.empty_like(x)
+    for rows, part in zip(_slices(x, len(weight1)), hidden, strict=True):
+        normed, *moments = _normed(x[rows], scale, shift, eps, weight1.dtype)
+        add_product(grad_weight2.t(), F.gelu(part).t(), grad[rows])
+        part = torch.ops.aten.gelu_backward(_input_gradient(grad[rows], part, weight2), part)
+        add_product(grad_weight1, part.t(), normed)
+        sliced = [part.sum(0, dtype=sums)]
+        of_x = _input_gradient(part, normed, weight1)
+        if scale is not None:
+            norm = (*moments, scale, shift, [True, True, shift is not None])
+            of_x, *of_norm = torch.ops.aten.native_layer_norm_backward(
+                of_x.to(x.dtype), x[rows], x.shape[-1:], *norm
+            )
+            sliced += of_norm[: 1 if shift is None else 2]
+        grad_x[rows] = of_x
+        vectors.append(sliced)
+    grad_bias1, *grad_norm = (torch.stack(parts).sum(0) for parts in zip(*vectors))
+    grad_scale, grad_shift = (*grad_norm, None, None)[:2]
+    dtype = weight1.dtype
+    return (
+        grad_x,
+        grad_weight1.to(dtype),
+        None if bias1 is None else grad_bias1.to(dtype),
+        grad_weight2.to(dtype),
+        None if bias2 is None else grad.sum(0),
+        grad_scale,
+        grad_shift,
+    )
+
+
+def _stored_mlp(
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, eps: float, store: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the result of :func:`_mlp_by_slices` and, if it is to be stored, the hidden map."""
+    if not store:
+        return _mlp_by_slices(x, weight1, bias1, weight2, bias2, scale, shift, eps), x.new_empty(0)
+    hidden: list[Tensor] = []
+    out = _mlp_by_slices(x, weight1, bias1, weight2, bias2, scale, shift, eps, hidden)
+    return out, torch.cat(hidden) if len(hidden) > 1 else hidden[0]
+
+
+def _stored_mlp_gradients(
+    grad: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor,
+    bias2: Tensor | None, scale: Tensor | None, shift: Tensor | None, eps: float, hidden: Tensor,
+) -> list[Tensor]:  # fmt: skip
+    """Return the gradients of the tensors that there are."""
+    parts = [hidden[rows] for rows in _slices(x, len(weight1))]
+    tensors = x, weight1, bias1, weight2, bias2, scale, shift
+    found = _mlp_gradients(grad, parts, eps, *tensors)
+    return [part.contiguous() for part in found if part is not None]
+
+
+_mlp_in_graph = compiled_kernel(
+    'mlp',
+    _stored_mlp,
+    lambda x, weight1, bias1, weight2, bias2, scale, shift, eps, store: (
+        weight2.new_empty(len(x), len(weight2)),
+        weight2.new_empty(len(x), len(weight1)) if store else x.new_empty(0),
+    ),
+)
+_mlp_gradients_in_graph = compiled_kernel(
+    'mlp_gradients',
+    _stored_mlp_gradients,
+    lambda grad, *tensors: [part.new_empty(part.shape) for part in tensors[:7] if part is not None],
+)
+
+
+def _store_mlp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.eps, _ = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _mlp_backward_in_graph(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, hidden = ctx.saved_tensors
+    found = iter(_mlp_gradients_in_graph(grad.contiguous(), *tensors, ctx.eps, hidden))
+    return (*(None if part is None else next(found) for part in tensors), None, None)
+
+
+_mlp_in_graph.register_autograd(_mlp_backward_in_graph, setup_context=_store_mlp)

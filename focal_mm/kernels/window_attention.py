@@ -6,7 +6,7 @@ again, so that memory grows with the map, not with the windows times their keys.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from math import log, log2, prod
 from typing import Any
@@ -15,8 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import cached, differentiates_again, is_fast, is_graph, reference_gradients
-from .window_plans import Plan, Windows
+from .dispatch import (
+    cached,
+    compiled_kernel,
+    differentiates_again,
+    is_fast,
+    is_fast_in_graph,
+    is_graph,
+    reference_gradients,
+    wants_grad,
+)
+from .window_plans import FocalWindows, Plan, Windows
 
 # Scores that each core computes at a time. Measured: with 2/3 to 4 times as many, Focal Transformer
 # takes the same time; with 1/4 as many, MixFormer's attention takes a quarter more. Other devices
@@ -47,6 +56,9 @@ def window_attention(
     Returns:
         Tensor: Shape (N, height, width, C), without the padding.
     """
+    if not dropout and isinstance(bias, Tensor) and is_fast_in_graph(qkv, bias):
+        out, _ = _in_graph(qkv, bias, _sizes_of(windows), wants_grad(qkv, bias))
+        return out[:, : windows.height, : windows.width]
     if dropout or not is_fast(qkv, bias if isinstance(bias, Tensor) else None):
         return window_attention_reference(qkv, windows, bias, heads, dropout)
     chunks, bias_index = cached_chunks(heads, windows, qkv.device)
@@ -329,72 +341,90 @@ class _WindowAttention(torch.autograd.Function):
     def forward(
         ctx: Any, qkv: Tensor, bias: Tensor, windows: Windows, chunks: list[Plan]
     ) -> Tensor:
-        heads, queries = len(bias), prod(windows.padded)
-        out = qkv.new_empty(len(qkv), queries, qkv.shape[-1] // 3)
-        dim = out.shape[-1] // heads
-        # In half precision scores are kept in single, and gradients are added up in it.
-        exact = qkv.new_empty(0, dtype=torch.promote_types(qkv.dtype, torch.float))
-        log_sum = exact.new_empty(len(qkv), queries * heads)
-        scaled, space, wide = bias.to(exact) * LOG2_E, Workspace(qkv), Workspace(exact)
-        for image, chunk in product(range(len(qkv)), chunks):
-            rows = qkv[image].view(-1, dim)
-            _, home, query, (key, value) = gather_tokens(space, rows, chunk, heads)
-            score = scores(wide, query, key, scaled, chunk)
-            top = subtract_top(score, query.dtype)
-            total = score.exp2_().sum(-1, keepdim=True)
-            attended = narrow_product(space, score.to(value), value, query).div_(total)
-            out[image].view(-1, dim).index_copy_(0, home, attended.view(-1, dim))
-            if any(ctx.needs_input_grad):
-                log_sum[image].index_copy_(0, home, total.log2_().add_(top).flatten())
-        ctx.save_for_backward(qkv, bias, scaled, out, log_sum)
+        out, log_sum = _attend(qkv, bias, windows, chunks, any(ctx.needs_input_grad))
+        ctx.save_for_backward(qkv, bias, out, log_sum)
         ctx.windows, ctx.chunks = windows, chunks
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, bias, scaled, out, log_sum = ctx.saved_tensors
-        heads, tokens = bias.shape[:2]
+        qkv, bias, out, log_sum = ctx.saved_tensors
         if differentiates_again(grad):
             return _again(qkv, bias, ctx.windows, grad, ctx.needs_input_grad)
-        dim = out.shape[-1] // heads
-        grad_qkv = torch.zeros_like(qkv, dtype=scaled.dtype)
-        grad_bias = torch.zeros_like(scaled)
-        grad = grad.contiguous()
-        slope = (grad * out).unflatten(-1, (heads, dim)).sum(-1).flatten(1)
+        return (*_gradients(grad, qkv, bias, out, log_sum, ctx.chunks), None, None)
 
-        space, wide = Workspace(qkv), Workspace(scaled)
-        for image, chunk in product(range(len(qkv)), ctx.chunks):
-            rows = qkv[image].view(-1, dim)
-            index, home, query, pair = gather_tokens(space, rows, chunk, heads)
-            key, value = pair
-            minus = log_sum[image].index_select(0, home).view(-1, heads, tokens, 1)
-            weight = scores(wide, query, key, scaled, chunk, minus).exp2_().to(value)
-            grad_out = space.rows('out', grad[image].view(-1, dim), home).view(-1, tokens, dim)
 
-            # The derivative of softmax, with the factors of the values.
-            score = torch.bmm(grad_out, value.mT, out=space('derivative', *weight.shape))
-            score.sub_(slope[image].index_select(0, home).view(-1, tokens, 1)).mul_(weight)
-            of_bias = score.unflatten(0, (-1, heads))
-            if chunk.bias_index is None:
-                grad_bias += of_bias.sum(0)
-            else:
-                of_bias = of_bias.sum_to_size(len(chunk.bias_index), *of_bias.shape[1:])
-                of_bias = of_bias.movedim(0, -2).flatten(-2).to(grad_bias)
-                grad_bias.index_add_(-1, chunk.bias_index.flatten(), of_bias)
+def _attend(
+    qkv: Tensor, bias: Tensor, windows: Windows, chunks: list[Plan], store: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the result, and the logarithm of the sum that softmax divides by, if it is to be
+    stored.
+    """
+    heads, queries = len(bias), prod(windows.padded)
+    out = qkv.new_empty(len(qkv), queries, qkv.shape[-1] // 3)
+    dim = out.shape[-1] // heads
+    # In half precision scores are kept in single, and gradients are added up in it.
+    exact = qkv.new_empty(0, dtype=torch.promote_types(qkv.dtype, torch.float))
+    log_sum = exact.new_empty(len(qkv), queries * heads if store else 0)
+    scaled, space, wide = bias.to(exact) * LOG2_E, Workspace(qkv), Workspace(exact)
+    for image, chunk in product(range(len(qkv)), chunks):
+        rows = qkv[image].view(-1, dim)
+        _, home, query, (key, value) = gather_tokens(space, rows, chunk, heads)
+        score = scores(wide, query, key, scaled, chunk)
+        top = subtract_top(score, query.dtype)
+        total = score.exp2_().sum(-1, keepdim=True)
+        attended = narrow_product(space, score.to(value), value, query).div_(total)
+        out[image].view(-1, dim).index_copy_(0, home, attended.view(-1, dim))
+        if store:
+            log_sum[image].index_copy_(0, home, total.log2_().add_(top).flatten())
+    return out, log_sum
 
-            narrow_product(space, weight.mT, grad_out, value)
-            grad_query = narrow_product(space, score, key, grad_out).mul_(dim**-0.5).view(-1, dim)
-            narrow_product(space, score.mT, query, key)
-            grad_rows = grad_qkv[image].view(-1, dim)
-            grad_rows.index_copy_(0, index, grad_query.to(grad_rows))
-            # Adding one row per token takes half the time of one per head, copy included.
-            token_rows = wide('rows', 2, *chunk.keys.shape, heads, dim)
-            token_rows.copy_(pair.unflatten(1, (-1, heads)).transpose(2, 3))
-            keys = chunk.keys * 3 + torch.arange(1, 3, device=qkv.device)[:, None, None]
-            grad_qkv[image].view(-1, heads * dim).index_add_(
-                0, keys.flatten(), token_rows.view(-1, heads * dim)
-            )
-        return grad_qkv.to(qkv), grad_bias.to(bias), None, None
+
+def _gradients(
+    grad: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, log_sum: Tensor, chunks: list[Plan]
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of :func:`_attend`."""
+    heads, tokens = bias.shape[:2]
+    dim = out.shape[-1] // heads
+    scaled = bias.to(torch.promote_types(qkv.dtype, torch.float)) * LOG2_E
+    grad_qkv = torch.zeros_like(qkv, dtype=scaled.dtype)
+    grad_bias = torch.zeros_like(scaled)
+    grad = grad.contiguous()
+    slope = (grad * out).unflatten(-1, (heads, dim)).sum(-1).flatten(1)
+
+    space, wide = Workspace(qkv), Workspace(scaled)
+    for image, chunk in product(range(len(qkv)), chunks):
+        rows = qkv[image].view(-1, dim)
+        index, home, query, pair = gather_tokens(space, rows, chunk, heads)
+        key, value = pair
+        minus = log_sum[image].index_select(0, home).view(-1, heads, tokens, 1)
+        weight = scores(wide, query, key, scaled, chunk, minus).exp2_().to(value)
+        grad_out = space.rows('out', grad[image].view(-1, dim), home).view(-1, tokens, dim)
+
+        # The derivative of softmax, with the factors of the values.
+        score = torch.bmm(grad_out, value.mT, out=space('derivative', *weight.shape))
+        score.sub_(slope[image].index_select(0, home).view(-1, tokens, 1)).mul_(weight)
+        of_bias = score.unflatten(0, (-1, heads))
+        if chunk.bias_index is None:
+            grad_bias += of_bias.sum(0)
+        else:
+            of_bias = of_bias.sum_to_size(len(chunk.bias_index), *of_bias.shape[1:])
+            of_bias = of_bias.movedim(0, -2).flatten(-2).to(grad_bias)
+            grad_bias.index_add_(-1, chunk.bias_index.flatten(), of_bias)
+
+        narrow_product(space, weight.mT, grad_out, value)
+        grad_query = narrow_product(space, score, key, grad_out).mul_(dim**-0.5).view(-1, dim)
+        narrow_product(space, score.mT, query, key)
+        grad_rows = grad_qkv[image].view(-1, dim)
+        grad_rows.index_copy_(0, index, grad_query.to(grad_rows))
+        # Adding one row per token takes half the time of one per head, copy included.
+        token_rows = wide('rows', 2, *chunk.keys.shape, heads, dim)
+        token_rows.copy_(pair.unflatten(1, (-1, heads)).transpose(2, 3))
+        keys = chunk.keys * 3 + torch.arange(1, 3, device=qkv.device)[:, None, None]
+        grad_qkv[image].view(-1, heads * dim).index_add_(
+            0, keys.flatten(), token_rows.view(-1, heads * dim)
+        )
+    return grad_qkv.to(qkv), grad_bias.to(bias)
 
 
 def _again(
@@ -413,3 +443,66 @@ def _again(
         return window_attention_reference(qkv, whole, of_windows, heads).flatten(1, 2)
 
     return (*reference_gradients(reference, (qkv, bias), grad, needed[:2]), None, None)
+
+
+def _sizes_of(windows: Windows) -> list[int]:
+    """Return windows as numbers, which an operation of a graph can take."""
+    down, right = windows.shift or (-1, -1)
+    sizes = [windows.height, windows.width, windows.window_size, down, right]
+    if isinstance(windows, FocalWindows):
+        sizes += [windows.expand_size, windows.focal_window, windows.levels, windows.spare]
+    return sizes
+
+
+def _windows_of(sizes: Sequence[int]) -> Windows:
+    """Return the windows that :func:`_sizes_of` has been given."""
+    height, width, window_size, down, right, *focal = sizes
+    shift = None if down < 0 else (down, right)
+    return (FocalWindows if focal else Windows)(height, width, window_size, shift, *focal)
+
+
+def _stored(qkv: Tensor, bias: Tensor, sizes: Sequence[int], store: bool) -> tuple[Tensor, Tensor]:
+    """Return :func:`_attend` in windows that are given by their sizes."""
+    windows = _windows_of(sizes)
+    chunks, _ = cached_chunks(len(bias), windows, qkv.device)
+    out, log_sum = _attend(qkv.contiguous(), bias, windows, chunks, store)
+    return out.unflatten(1, windows.padded), log_sum
+
+
+def _stored_gradients(
+    grad: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, log_sum: Tensor, sizes: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of :func:`_stored`."""
+    chunks, _ = cached_chunks(len(bias), _windows_of(sizes), qkv.device)
+    grad, out = (part.flatten(1, 2) for part in (grad, out))
+    return _gradients(grad, qkv.contiguous(), bias, out, log_sum, chunks)
+
+
+def _fake(qkv: Tensor, bias: Tensor, sizes: Sequence[int], store: bool) -> tuple[Tensor, Tensor]:
+    high, wide = _windows_of(sizes).padded
+    exact = torch.promote_types(qkv.dtype, torch.float)
+    return (
+        qkv.new_empty(len(qkv), high, wide, qkv.shape[-1] // 3),
+        qkv.new_empty(len(qkv), high * wide * len(bias) if store else 0, dtype=exact),
+    )
+
+
+_in_graph = compiled_kernel('window_attention', _stored, _fake)
+_gradients_in_graph = compiled_kernel(
+    'window_attention_gradients',
+    _stored_gradients,
+    lambda grad, qkv, bias, *_: (qkv.new_empty(qkv.shape), bias.new_empty(bias.shape)),
+)
+
+
+def _store(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, bias, ctx.sizes, _ = inputs
+    ctx.save_for_backward(qkv, bias, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward_in_graph(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_gradients_in_graph(grad, *ctx.saved_tensors, ctx.sizes), None, None
+
+
+_in_graph.register_autograd(_backward_in_graph, setup_context=_store)

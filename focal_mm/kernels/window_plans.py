@@ -7,7 +7,7 @@ maps have a spare row and column of windows.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
 
@@ -215,11 +215,14 @@ class FocalWindows(Windows):
         focal_window (int): Side of the region of the first pooled map, odd.
         levels (int): Pooled maps, made from the shifted map; map k has 2^k x 2^k tokens for each
             window.
+        spare (int): Spare rows and columns of windows of the pooled maps, see
+            :func:`add_spare_windows`. Default: those of this moment.
     """
 
     expand_size: int = 0
     focal_window: int = 1
     levels: int = 0
+    spare: int = field(default_factory=lambda: int(is_graph()))
 
     def fine_keys(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return rows and columns of each window's tokens and surroundings: shapes (windows,
@@ -241,7 +244,7 @@ class FocalWindows(Windows):
         down, right = self.fine_keys(device)
         keys = [self.tokens(down, right)]
         outside = [torch.zeros_like(keys[0], dtype=torch.bool)]
-        first, spare = high * wide, int(is_graph())
+        first, spare = high * wide, self.spare
         for level in range(self.levels):
             tall, broad = rows * 2**level, cols * 2**level
             reach = torch.arange(self.focal_window + 2**level - 1, device=device)

@@ -42,6 +42,15 @@ def test_class_in_a_file_may_import_from_its_folder(tmp_path):
     assert networks.build(f'{tmp_path}/net.py:Net(out=5)').out_channels == 5
 
 
+def test_configs_of_several_libraries_are_built_in_one_process():
+    detector = networks.build('focal_mm::mask_rcnn/focalnet_t_1x.py')
+    segmentor = networks.build('focal_mm::upernet/focalnet_t.py')
+    assert [type(net).__module__.split('.')[0] for net in (detector, segmentor)] == [
+        'mmdet',
+        'mmseg',
+    ]
+
+
 def test_paddle_runs_in_another_process(tmp_path):
     (tmp_path / 'paddle.py').write_text(  # as much of Paddle as the child uses
         'import contextlib\nrandn = list\nset_grad_enabled = lambda on: contextlib.nullcontext()'

@@ -1,0 +1,172 @@
+"""Kernels as operations of the graphs that torch.compile makes for a CPU."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from focal_mm import kernels
+from focal_mm.backbones import FocalNet, FocalTransformer, MixFormer
+from focal_mm.backbones.focal_modulation import FocalModulation
+from focal_mm.kernels.window_plans import FocalWindows, Windows
+
+NETS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    'focalnet': (
+        lambda: FocalNet(dict(embed_dims=16, depths=(1, 1)), focal_windows=9),
+        'gated_context',
+    ),
+    'focal': (
+        lambda: FocalTransformer(
+            dict(embed_dims=16, depths=(2,)),
+            num_heads=2,
+            use_shift=True,
+            focal_levels=2,
+            focal_windows=3,
+            expand_sizes=3,
+        ),
+        'window_attention',
+    ),
+    'mixformer': (
+        lambda: MixFormer(dict(embed_dims=16, depths=(2,)), num_heads=2, use_shift=True),
+        'window_attention',
+    ),
+}
+every_net = pytest.mark.parametrize('name', NETS)
+
+
+def build(name: str) -> tuple[nn.Module, Tensor]:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    return NETS[name][0](), torch.randn(2, 3, 61, 44)
+
+
+def operations(run: Callable, *args: Tensor) -> set[str]:
+    """Names of the kernels in a function's graph."""
+    found: set[str] = set()
+
+    def collect(graph: torch.fx.GraphModule, _: object) -> Callable:
+        names = (str(node.target).split('.') for node in graph.graph.nodes)
+        found.update(parts[1] for parts in names if parts[0] == 'focal_mm')
+        return graph
+
+    torch._dynamo.reset()
+    torch.compile(run, backend=collect, fullgraph=True)(*args)
+    return found
+
+
+@every_net
+def test_graph_has_the_kernels(name):
+    net, x = build(name)
+    assert operations(net, x) == {'linear', 'mlp', NETS[name][1]}
+
+
+@every_net
+def test_kernels_are_chosen_when_the_graph_is_made(name):
+    net, x = build(name)
+    with kernels.use('reference'):
+        assert not operations(net, x)
+
+
+# Of graphs that are exported without torch.compile, test_export.py makes ONNX.
+@every_net
+def test_exported_graph_has_operations_of_pytorch_alone(name):
+    net, x = build(name)
+    program = torch.export.export(net.eval(), (x,), strict=True)
+    assert not [n for n in program.graph.nodes if str(n.target).startswith('focal_mm')]
+
+
+@pytest.mark.parametrize('dtype', [torch.float, torch.bfloat16])
+@every_net
+def test_compiled_step_has_the_values_of_eager(name, dtype):
+    results = []
+    for compiled in (False, True):
+        net, x = build(name)
+        run = net
+        if compiled:
+            run = torch.compile(net, backend='aot_eager', fullgraph=True)
+        with torch.autocast('cpu', torch.bfloat16, enabled=dtype != torch.float):
+            maps = run(x)
+            net.eval()
+            with torch.no_grad():
+                found = [*maps, *run(x)]
+        torch.stack([m.float().square().mean() for m in maps]).sum().backward()
+        results.append([*found, *(p.grad for p in net.parameters())])
+    tolerance = 1e-5 if dtype == torch.float else 3e-2
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
+@every_net
+def test_hooked_layer_is_no_part_of_an_operation(name):
+    net, x = build(name)
+    for module in net.modules():
+        if isinstance(module, nn.GELU):
+            module.register_forward_hook(lambda module, args, out: 2 * out)
+    assert operations(net, x) <= {'linear', 'window_attention'}
+
+
+@pytest.mark.parametrize('by', ['subclass', 'instance', 'class'])
+def test_replaced_step_is_no_part_of_an_operation(by, monkeypatch):
+    net, x = build('focalnet')
+
+    def doubled(self: FocalModulation, levels: list[Tensor], gates: Tensor) -> Tensor:
+        return 2 * sum(level * gates[:, i : i + 1] for i, level in enumerate(levels))
+
+    for module in [m for m in net.modules() if isinstance(m, FocalModulation)]:
+        if by == 'subclass':
+            module.__class__ = type('Own', (FocalModulation,), {'aggregate': doubled})
+        elif by == 'instance':
+            module.aggregate = doubled.__get__(module)
+    if by == 'class':
+        monkeypatch.setattr(FocalModulation, 'aggregate', doubled)
+    assert operations(net, x) == {'linear', 'mlp'}
+
+
+def test_transform_in_a_graph_has_the_plain_twins():
+    net, x = build('focalnet')
+    net.eval()
+
+    def each(x: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.vmap(lambda image: net(image[None]))(x)
+
+    assert not operations(each, x)
+    with torch.no_grad():
+        found, expected = torch.compile(each, backend='aot_eager')(x), net(x)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a[:, 0], b, rtol=0, atol=2e-4)
+
+
+def tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(shape, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize('store', [False, True])
+@pytest.mark.parametrize(
+    'case', ['linear', 'mlp', 'plain_mlp', 'gated_context', 'windows', 'focal']
+)
+def test_operation_keeps_what_it_promises_to_compilers(case, store):
+    ops = torch.ops.focal_mm
+    if case == 'linear':
+        operation, args = ops.linear, [*tensors((600, 8), (5, 8), (5,))]
+    elif case == 'mlp':
+        shapes = (600, 8), (16, 8), (16,), (8, 16), (8,), (8,), (8,)
+        operation, args = ops.mlp, [*tensors(*shapes), 1e-5, store]
+    elif case == 'plain_mlp':
+        x, weight1, weight2 = tensors((600, 8), (16, 8), (8, 16))
+        operation, args = ops.mlp, [x, weight1, None, weight2, None, None, None, 1e-5, store]
+    elif case == 'gated_context':
+        context, gates, *kernels_ = tensors((2, 9, 7, 4), (2, 9, 7, 3), (4, 1, 3, 3), (4, 1, 5, 5))
+        operation, args = ops.gated_context, [context, gates, kernels_, store]
+    else:
+        # With surroundings and a pooled map.
+        focal = [1, 3, 1, 0] if case == 'focal' else []
+        windows = (FocalWindows if focal else Windows)(9, 7, 4, (2, 2), *focal)
+        tokens, keys = 12 * 8 + 6 * len(focal), windows.plan(torch.device('cpu')).keys.shape[1]
+        qkv, bias = tensors((2, tokens, 24), (2, 16, keys))
+        operation, args = ops.window_attention, [qkv, bias, [9, 7, 4, 2, 2, *focal], store]
+    if not store:
+        args = [a.detach() if isinstance(a, Tensor) else a for a in args]
+        if case == 'gated_context':
+            args[2] = [kernel.detach() for kernel in args[2]]
+    torch.library.opcheck(operation, tuple(args))
