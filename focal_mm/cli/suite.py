@@ -251,6 +251,7 @@ def run(options: Options, works: Sequence[str] = ()) -> Iterator[Figure]:
         if works and not any(wanted in work for wanted in works):
             continue
         yield from attempt(work, part(options))
+        torch.compiler.reset()  # or the sizes of what is compiled next would be symbols
         gc.collect()
 
 

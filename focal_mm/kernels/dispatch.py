@@ -156,15 +156,16 @@ def is_fast(*tensors: Tensor | None) -> bool:
     )
 
 
+# Types of products that oneDNN has.
+_PRODUCTS = torch.float, torch.bfloat16, torch.half
+
+
 def is_fast_in_graph(*tensors: Tensor | None) -> bool:
     """Return whether a fast kernel may be an operation of the graph that torch.compile makes."""
     return is_compiled() and all(
-        tensor is None or (tensor.is_cpu and tensor.dtype in _PRODUCTS) for tensor in tensors
+        tensor is None or (tensor.is_cpu and tensor.dtype in _PRODUCTS and tensor.numel() > 0)
+        for tensor in tensors
     )
-
-
-# Types of products that oneDNN has.
-_PRODUCTS = torch.float, torch.bfloat16, torch.half
 
 
 def is_triton(*tensors: Tensor) -> bool:

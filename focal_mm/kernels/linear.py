@@ -287,7 +287,7 @@ _linear_in_graph = compiled_kernel(
     'linear', _product, lambda x, weight, bias: x.new_empty(len(x), len(weight))
 )
 _input_gradient_in_graph = compiled_kernel(
-    'linear_input_gradient', _input_gradient, lambda grad, x, weight: torch.empty_like(x)
+    'linear_input_gradient', _input_gradient, lambda grad, x, weight: x.new_empty(x.shape)
 )
 _weight_gradient_in_graph = compiled_kernel(
     'linear_weight_gradient',

@@ -136,6 +136,13 @@ def test_transform_in_a_graph_has_the_plain_twins():
         torch.testing.assert_close(a[:, 0], b, rtol=0, atol=2e-4)
 
 
+@every_net
+def test_compiled_net_takes_an_empty_batch(name):
+    net, x = build(name)
+    found = torch.compile(net.eval(), backend='aot_eager', fullgraph=True)(x[:0])
+    assert [m.shape for m in found] == [m.shape for m in net(x[:0])]
+
+
 def tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
     torch.manual_seed(0)
     return [torch.randn(shape, requires_grad=True) for shape in shapes]
