@@ -102,7 +102,8 @@ def compiled_kernel(name: str, kernel: Callable, fake: Callable) -> Any:
     Args:
         name (str): Its name among the operations of this package.
         kernel (callable): Computes new tensors, contiguous ones, and changes none.
-        fake (callable): Takes the same arguments and returns tensors of the same shapes.
+        fake (callable): Takes the same arguments and returns tensors of the same shapes. A length
+            that may be a symbol is asked for by ``shape``: ``len`` makes it a constant.
     """
     operation = torch.library.custom_op(f'focal_mm::{name}', kernel, mutates_args=())
     operation.register_fake(fake)

@@ -284,7 +284,7 @@ class _Linear(torch.autograd.Function):
 
 
 _linear_in_graph = compiled_kernel(
-    'linear', _product, lambda x, weight, bias: x.new_empty(len(x), len(weight))
+    'linear', _product, lambda x, weight, bias: x.new_empty(x.shape[0], len(weight))
 )
 _input_gradient_in_graph = compiled_kernel(
     'linear_input_gradient', _input_gradient, lambda grad, x, weight: x.new_empty(x.shape)
@@ -474,8 +474,8 @@ _mlp_in_graph = compiled_kernel(
     'mlp',
     _stored_mlp,
     lambda x, weight1, bias1, weight2, bias2, scale, shift, eps, store: (
-        weight2.new_empty(len(x), len(weight2)),
-        weight2.new_empty(len(x), len(weight1)) if store else x.new_empty(0),
+        weight2.new_empty(x.shape[0], len(weight2)),
+        weight2.new_empty(x.shape[0], len(weight1)) if store else x.new_empty(0),
     ),
 )
 _mlp_gradients_in_graph = compiled_kernel(

@@ -57,8 +57,7 @@ def window_attention(
         Tensor: Shape (N, height, width, C), without the padding.
     """
     if not dropout and isinstance(bias, Tensor) and is_fast_in_graph(qkv, bias):
-        out, _ = _in_graph(qkv, bias, _sizes_of(windows), wants_grad(qkv, bias))
-        return out[:, : windows.height, : windows.width]
+        return _in_graph(qkv, bias, _sizes_of(windows), wants_grad(qkv, bias))[0]
     if dropout or not is_fast(qkv, bias if isinstance(bias, Tensor) else None):
         return window_attention_reference(qkv, windows, bias, heads, dropout)
     chunks, bias_index = cached_chunks(heads, windows, qkv.device)
@@ -462,28 +461,35 @@ def _windows_of(sizes: Sequence[int]) -> Windows:
 
 
 def _stored(qkv: Tensor, bias: Tensor, sizes: Sequence[int], store: bool) -> tuple[Tensor, Tensor]:
-    """Return :func:`_attend` in windows that are given by their sizes."""
+    """Return :func:`_attend` in windows that are given by their sizes, without the padding."""
     windows = _windows_of(sizes)
     chunks, _ = cached_chunks(len(bias), windows, qkv.device)
     out, log_sum = _attend(qkv.contiguous(), bias, windows, chunks, store)
-    return out.unflatten(1, windows.padded), log_sum
+    out = out.unflatten(1, windows.padded)[:, : windows.height, : windows.width]
+    return out.contiguous(), log_sum
 
 
 def _stored_gradients(
     grad: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, log_sum: Tensor, sizes: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of :func:`_stored`."""
-    chunks, _ = cached_chunks(len(bias), _windows_of(sizes), qkv.device)
-    grad, out = (part.flatten(1, 2) for part in (grad, out))
-    return _gradients(grad, qkv.contiguous(), bias, out, log_sum, chunks)
+    windows = _windows_of(sizes)
+    chunks, _ = cached_chunks(len(bias), windows, qkv.device)
+    below, right = (high - side for high, side in zip(windows.padded, sizes))
+    if below or right:  # of which nothing was returned
+        grad, out = (F.pad(part, (0, 0, 0, right, 0, below)) for part in (grad, out))
+    grad, out = grad.flatten(1, 2), out.flatten(1, 2)
+    of_qkv, of_bias = _gradients(grad, qkv.contiguous(), bias, out, log_sum, chunks)
+    return of_qkv, of_bias.contiguous()
 
 
 def _fake(qkv: Tensor, bias: Tensor, sizes: Sequence[int], store: bool) -> tuple[Tensor, Tensor]:
+    height, width, *_ = sizes
     high, wide = _windows_of(sizes).padded
     exact = torch.promote_types(qkv.dtype, torch.float)
     return (
-        qkv.new_empty(len(qkv), high, wide, qkv.shape[-1] // 3),
-        qkv.new_empty(len(qkv), high * wide * len(bias) if store else 0, dtype=exact),
+        qkv.new_empty(qkv.shape[0], height, width, qkv.shape[-1] // 3),
+        qkv.new_empty(qkv.shape[0], high * wide * len(bias) if store else 0, dtype=exact),
     )
 
 

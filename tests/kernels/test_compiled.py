@@ -172,8 +172,17 @@ def test_operation_keeps_what_it_promises_to_compilers(case, store):
         tokens, keys = 12 * 8 + 6 * len(focal), windows.plan(torch.device('cpu')).keys.shape[1]
         qkv, bias = tensors((2, tokens, 24), (2, 16, keys))
         operation, args = ops.window_attention, [qkv, bias, [9, 7, 4, 2, 2, *focal], store]
+
+    def changed(value: object, change: Callable[[Tensor], Tensor]) -> object:
+        if isinstance(value, list):
+            return [changed(part, change) for part in value]
+        return change(value) if isinstance(value, Tensor) else value
+
     if not store:
-        args = [a.detach() if isinstance(a, Tensor) else a for a in args]
-        if case == 'gated_context':
-            args[2] = [kernel.detach() for kernel in args[2]]
+        args = changed(args, Tensor.detach)
+    torch.library.opcheck(operation, tuple(args))
+    # The same with the last axis as the first in memory.
+    args = changed(args, lambda x: x.movedim(-1, 0).contiguous().movedim(0, -1).detach())
+    if store:
+        args = changed(args, Tensor.requires_grad_)
     torch.library.opcheck(operation, tuple(args))
