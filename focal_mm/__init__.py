@@ -57,7 +57,12 @@ mmengine, mmcv, mmpretrain, mmdet, mmseg
     ``sys.meta_path`` waits for the modules that are not imported yet.
 
 PyTorch
-    There is an operator ``torch.ops.focal_mm.depthwise_weight_gradient``.
+    There are operators for the graphs that torch.compile makes for a CPU:
+    ``torch.ops.focal_mm.linear``, ``torch.ops.focal_mm.linear_input_gradient``,
+    ``torch.ops.focal_mm.linear_weight_gradient``, ``torch.ops.focal_mm.mlp``,
+    ``torch.ops.focal_mm.mlp_gradients``, ``torch.ops.focal_mm.depthwise_weight_gradient``,
+    ``torch.ops.focal_mm.gated_context``, ``torch.ops.focal_mm.gated_context_gradients``,
+    ``torch.ops.focal_mm.window_attention`` and ``torch.ops.focal_mm.window_attention_gradients``.
 
 mmcv, mmdet, mmseg, mmpretrain and torchvision are not imported, unless a module was imported before
 and went on without the ops. The backbones are imported where they are built or asked for.

@@ -88,12 +88,15 @@ def is_compiled() -> bool:
     return torch.compiler.is_dynamo_compiling() and _takes_operations()
 
 
-@torch.compiler.assume_constant_result
 def _takes_operations() -> bool:
-    # Not traced: asked once, when the graph is made.
     return not (
         _is_exporting() or _mode.get() == 'reference' or torch._C._are_functorch_transforms_active()
     )
+
+
+# Not traced, but asked once, when the graph is made. torch.compiler.assume_constant_result does the
+# same, and imports the compiler.
+_takes_operations._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def compiled_kernel(name: str, kernel: Callable, fake: Callable) -> Any:
