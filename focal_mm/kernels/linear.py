@@ -230,7 +230,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not _is_convolved(x) or len(x) < 512:
         return F.linear(x, weight, bias)
     out = F.conv2d(_as_map(x), weight[:, :, None, None], bias)
-    return out.permute(0, 2, 3, 1).reshape(len(x), len(weight))
+    return out.permute(0, 2, 3, 1).reshape(len(x), len(weight)).contiguous()
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     grad_x, *_ = torch.ops.aten.convolution_backward(
         _as_map(grad), _as_map(x), weight[:, :, None, None], None, (1, 1), (0, 0), (1, 1), False,
         (0, 0), 1, (True, False, False))  # fmt: skip
-    return grad_x.permute(0, 2, 3, 1).reshape(x.shape)
+    return grad_x.permute(0, 2, 3, 1).reshape(x.shape).contiguous()
 
 
 def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
         weight = x.new_empty(narrow, wide, 1, 1)
         return torch.ops.aten.convolution_backward(
             _as_map(grad), _as_map(x), weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1,
-            (False, True, False))[1].flatten(1)  # fmt: skip
+            (False, True, False))[1].flatten(1).contiguous()  # fmt: skip
     return (x.t() @ grad).t().contiguous() if narrow < wide else grad.t() @ x
 
 
