@@ -54,12 +54,12 @@ WHOLE = {
     'Mask R-CNN': (
         'focal_mm::mask_rcnn/focalnet_t_1x.py',
         'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
-        (800, 1216),
+        LARGE,
     ),
     'UPerNet': (
         'focal_mm::upernet/focalnet_t.py',
         'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
-        (512, 512),
+        Setting((512, 512), batch=2),  # a norm of its decoder has one pixel an image
     ),
 }
 # Of ImageNet, in pixel values of red, green and blue.
@@ -313,13 +313,13 @@ def measure(row: Row, options: Options) -> Iterator[Figure]:
 
 def _whole(name: str, options: Options) -> Iterator[Figure]:
     """Compare a whole model with the same with Swin-T, and with the official backbone."""
-    config, swin, size = WHOLE[name]
+    config, swin, whole = WHOLE[name]
     nets = {'ours': build(config), 'Swin-T': build(swin)}
     if options.official is not None:
         nets['official'] = official = cast(Any, build(config))
         official.backbone = _network(OFFICIAL_FOCALNET, options)
     for train in (False, True):
-        setting = options.setting(Setting(size, train=train))
+        setting = options.setting(replace(whole, train=train))
         steps = {key: make_step(net, setting) for key, net in nets.items()}
         first, *peers = compare(steps, options.rounds, options.device)
         work = f'{name} {"training" if train else "inference"}, whole'
