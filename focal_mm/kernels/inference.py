@@ -93,7 +93,6 @@ def is_folded(layers: nn.Module) -> bool:
     )
     return (
         known
-        and is_eager()
         and can_fuse((layers, nn.Sequential), *((layer, type(layer)) for layer in layers))
         and not wants_grad(*layers.parameters())
     )

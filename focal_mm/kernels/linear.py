@@ -127,11 +127,7 @@ def multiply_linear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -
     Returns:
         Tensor: Shape (..., C').
     """
-    if is_fast_in_graph(x, y, weight, bias):
-        return linear(x * y, weight, bias)
-    if not is_fast(x, y, weight, bias):
-        return multiply_linear_reference(x, y, weight, bias)
-    if not wants_grad(x, y, weight, bias):
+    if not (is_fast(x, y, weight, bias) and wants_grad(x, y, weight, bias)):
         return linear(x * y, weight, bias)
     tensors = autocast(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), weight, bias)
     return _MultiplyLinear.apply(*tensors).reshape(*x.shape[:-1], len(weight))
@@ -183,15 +179,17 @@ def mlp(
         eps (float): Of the norm. Default: 1e-5.
     """
     weights, norm = (weight1, bias1, weight2, bias2), (scale, shift)
-    rows = x.reshape(-1, x.shape[-1])
-    if is_fast_in_graph(x, *weights, *norm):
-        store = wants_grad(x, *weights, *norm)
-        out, _ = _mlp_in_graph(rows, *autocast(*weights), *norm, eps, store)
-        return out.reshape(*x.shape[:-1], len(weight2))
-    if not is_fast(x, *weights, *norm):
+    in_graph = is_fast_in_graph(x, *weights, *norm)
+    if not (in_graph or is_fast(x, *weights, *norm)):
         return mlp_reference(x, *weights, *norm, eps)
-    compute: Any = _Mlp.apply if wants_grad(x, *weights, *norm) else _mlp_by_slices
-    return compute(rows, *autocast(*weights), *norm, eps).reshape(*x.shape[:-1], len(weight2))
+    arguments = x.reshape(-1, x.shape[-1]), *autocast(*weights), *norm, eps
+    trains = wants_grad(x, *weights, *norm)
+    if in_graph:
+        out, _ = _mlp_in_graph(*arguments, trains)
+    else:
+        compute: Any = _Mlp.apply if trains else _mlp_by_slices
+        out = compute(*arguments)
+    return out.reshape(*x.shape[:-1], len(weight2))
 
 
 def mlp_reference(
