@@ -49,10 +49,12 @@ def depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def may_hang(x: Tensor, weight: Tensor) -> bool:
-    """Return whether oneDNN may hang in this convolution: in bfloat16, with 16 channels or fewer
-    and a kernel of 14 columns or more (seen on an AVX-512 processor, PyTorch 2.11).
+    """Return whether oneDNN may hang in this convolution: in half precision, with 16 channels or
+    fewer and a kernel of 14 columns or more (PyTorch 2.11; in bfloat16 on AVX-512 processors, in
+    float16 on those that have it).
     """
-    return x.device.type == 'cpu' and len(weight) <= 16 and autocast_dtype(x) == torch.bfloat16
+    half = torch.bfloat16, torch.half
+    return x.device.type == 'cpu' and len(weight) <= 16 and autocast_dtype(x) in half
 
 
 def in_single_precision(kernel: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
