@@ -15,7 +15,7 @@ from ..kernels.inference import apply_folded
 from ..kernels.linear import PatchConv2d, project
 from ..kernels.padding import pad_by_token
 from ..kernels.window_attention import window_attention
-from ..kernels.window_plans import Windows, pad_to_multiple, padding_to_multiple, roll
+from ..kernels.window_plans import Windows, crop, pad_to_multiple, padding_to_multiple
 from ..weights.loading import FittedModule
 from ..weights.resize import fit_position_bias
 from .base import build_norm, relative_index
@@ -143,10 +143,10 @@ class WindowAttentionBlock(FittedModule):
         16 x 16 gets 185 of them beside its 256 tokens.
         """
         multiple = self.window_size
-        # A graph always pads, to avoid a branch on the size.
-        if is_graph() or not can_fuse((self, 'enter'), *self.token_layers()):
+        if not can_fuse((self, 'enter'), *self.token_layers()):
             return self.enter(pad_to_multiple(x, multiple))
-        if not any(padding_to_multiple(side, multiple) for side in x.shape[1:3]):
+        # A graph always pads, to avoid a branch on the size.
+        if not (is_graph() or any(padding_to_multiple(side, multiple) for side in x.shape[1:3])):
             return self.enter(x)
         tokens = self.enter(x.new_zeros(1, 1, 1, x.shape[-1]))
         return tuple(
@@ -334,7 +334,7 @@ class MixingAttention(WindowAttentionBlock):
                 self.spatial_weights = weights[:, 0].detach()
         # In training mode, norms over the batch count the padding, too: it is cropped after them.
         conv = self.conv_norm(conv).permute(0, 2, 3, 1)
-        attn, conv = (roll(x, (0, 0), size) for x in (attn, conv))
+        attn, conv = (crop(x, size) for x in (attn, conv))
         return self.proj_drop(project(self.proj, torch.cat((self.attn_norm(attn), conv), -1)))
 
     def fold_norms(self) -> None:
@@ -396,4 +396,4 @@ class SuccessiveAttention(WindowAttentionBlock):
     @fused_step
     def leave(self, size: Sequence[int], x: Tensor) -> Tensor:
         """Crop a map to a size, and project its tokens: (N, H, W, C) -> (N, height, width, C)."""
-        return self.proj_drop(project(self.proj, roll(x, (0, 0), size)))
+        return self.proj_drop(project(self.proj, crop(x, size)))

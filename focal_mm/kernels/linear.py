@@ -73,7 +73,7 @@ class PatchConv2d(nn.Conv2d):
         if side > 1:
             x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3).flatten(3)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(x, weight, self.bias).permute(0, 3, 1, 2)
+        return linear(x, weight, self.bias).permute(0, 3, 1, 2)
 
 
 def project(layer: nn.Module, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import is_graph
+from .dispatch import is_compiled, is_graph
 
 # Added to a score to exclude it from softmax. Focal Transformer's official code adds -100;
 # exp(-100) vanishes too, but as a subnormal number, which is slow on processors.
@@ -71,22 +71,31 @@ def add_spare_windows(x: Tensor, window_size: int) -> Tensor:
     return F.pad(x, (0, 0, 0, window_size, 0, window_size)) if is_graph() else x
 
 
-def roll(x: Tensor, shifts: Sequence[int], sizes: Sequence[int] | None = None) -> Tensor:
-    """Roll a map (N, H, W, C) down and to the right by less than a side, and crop it.
+def roll(x: Tensor, shifts: Sequence[int]) -> Tensor:
+    """Roll a map (N, H, W, C) down and to the right by less than a side.
 
     Args:
         x (Tensor): The map.
         shifts (Sequence[int]): By how many tokens, down and to the right.
-        sizes (Sequence[int], optional): Height and width of the result. Default: the map's own.
     """
-    sizes = x.shape[1:3] if sizes is None else sizes
     if not is_graph():
-        x = x.roll(tuple(shifts), (1, 2)) if any(shifts) else x
-        return x[:, : sizes[0], : sizes[1]]
-    # With sides that are symbols torch.roll has no ONNX, and a slice would branch on the size.
-    for dim, (shift, size) in enumerate(zip(shifts, sizes, strict=True), 1):
-        index = torch.arange(size, device=x.device) - shift
+        return x.roll(tuple(shifts), (1, 2)) if any(shifts) else x
+    # With sides that are symbols torch.roll has no ONNX.
+    for dim, shift in enumerate(shifts, 1):
+        index = torch.arange(x.shape[dim], device=x.device) - shift
         x = x.index_select(dim, wrap(index, x.shape[dim]))
+    return x
+
+
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Crop a map (N, H, W, C) at the right and at the bottom to a height and a width."""
+    if not is_graph() or is_compiled():
+        x = x[:, : size[0], : size[1]]
+        # Whether a view is contiguous would be a branch on the size, too.
+        return x.clone(memory_format=torch.contiguous_format) if is_graph() else x
+    # With sides that are symbols a slice would branch on the size.
+    for dim, side in enumerate(size, 1):
+        x = x.index_select(dim, torch.arange(side, device=x.device))
     return x
 
 

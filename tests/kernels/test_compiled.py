@@ -11,10 +11,10 @@ from focal_mm.backbones import FocalNet, FocalTransformer, MixFormer
 from focal_mm.backbones.focal_modulation import FocalModulation
 from focal_mm.kernels.window_plans import FocalWindows, Windows
 
-NETS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+NETS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     'focalnet': (
         lambda: FocalNet(dict(embed_dims=16, depths=(1, 1)), focal_windows=9),
-        'gated_context',
+        {'gated_context'},
     ),
     'focal': (
         lambda: FocalTransformer(
@@ -25,11 +25,11 @@ NETS: dict[str, tuple[Callable[[], nn.Module], str]] = {
             focal_windows=3,
             expand_sizes=3,
         ),
-        'window_attention',
+        {'window_attention'},
     ),
     'mixformer': (
         lambda: MixFormer(dict(embed_dims=16, depths=(2,)), num_heads=2, use_shift=True),
-        'window_attention',
+        {'window_attention', 'pad_by_token'},
     ),
 }
 every_net = pytest.mark.parametrize('name', NETS)
@@ -58,7 +58,7 @@ def operations(run: Callable, *args: Tensor) -> set[str]:
 @every_net
 def test_graph_has_the_kernels(name):
     net, x = build(name)
-    assert operations(net, x) == {'linear', 'mlp', NETS[name][1]}
+    assert operations(net, x) == {'linear', 'mlp', *NETS[name][1]}
 
 
 @every_net
@@ -102,7 +102,7 @@ def test_hooked_layer_is_no_part_of_an_operation(name):
     for module in net.modules():
         if isinstance(module, nn.GELU):
             module.register_forward_hook(lambda module, args, out: 2 * out)
-    assert operations(net, x) <= {'linear', 'window_attention'}
+    assert operations(net, x) <= {'linear', 'window_attention', 'pad_by_token'}
 
 
 @pytest.mark.parametrize('by', ['subclass', 'instance', 'class'])
@@ -150,7 +150,7 @@ def tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 @pytest.mark.parametrize('store', [False, True])
 @pytest.mark.parametrize(
-    'case', ['linear', 'mlp', 'plain_mlp', 'gated_context', 'windows', 'focal']
+    'case', ['linear', 'mlp', 'plain_mlp', 'gated_context', 'padding', 'windows', 'focal']
 )
 def test_operation_keeps_what_it_promises_to_compilers(case, store):
     ops = torch.ops.focal_mm
@@ -165,6 +165,8 @@ def test_operation_keeps_what_it_promises_to_compilers(case, store):
     elif case == 'gated_context':
         context, gates, *kernels_ = tensors((2, 9, 7, 4), (2, 9, 7, 3), (4, 1, 3, 3), (4, 1, 5, 5))
         operation, args = ops.gated_context, [context, gates, kernels_, store]
+    elif case == 'padding':
+        operation, args = ops.pad_by_token, [*tensors((2, 9, 7, 4), (1, 1, 1, 4)), 4]
     else:
         # With surroundings and a pooled map.
         focal = [1, 3, 1, 0] if case == 'focal' else []
