@@ -189,6 +189,20 @@ def test_suite_measures_what_needs_photographs(small_suite, tmp_path, monkeypatc
     assert found['FocalNet-T forward in int8'].value > 0
 
 
+def test_suite_evaluates_the_demo_in_bf16(small_suite, monkeypatch):
+    options = {
+        'model.backbone.arch': dict(embed_dims=8, depths=(1, 1, 1, 1), _delete_=True),
+        'model.neck.in_channels': [8, 16, 32, 64],
+        'train_cfg.max_epochs': 1,
+        'train_dataloader.dataset.indices': 8,
+        'val_dataloader.dataset.indices': 8,
+    }
+    monkeypatch.setitem(suite.DEMO, 'options', options)
+    figures = list(suite.run(small_suite, ('demo in bf16',)))
+    assert [figure.beside[:4] for figure in figures] == ['bbox', 'segm'], figures[0].note
+    assert all(0 <= figure.value <= 1 for figure in figures)
+
+
 def test_suite_compares_with_the_official_code(small_suite, tmp_path):
     file = tmp_path / suite.OFFICIAL_FOCALNET.partition(':')[0]
     file.parent.mkdir(parents=True)
