@@ -22,6 +22,7 @@ from .depthwise import (
 )
 from .dispatch import (
     autocast,
+    autocast_dtype,
     can_fuse,
     compiled_kernel,
     differentiates_again,
@@ -41,7 +42,8 @@ def gated_context(context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
     """Gather the context of every token at all focal levels, with GELU as the activation.
 
     For the backward pass only the results of the convolutions are stored; GELU and gating are
-    computed again.
+    computed again. On a CPU, contexts that need no gradient are gathered in single precision, also
+    under autocast.
 
     Args:
         context (Tensor): z^0, shape (N, C, H, W).
@@ -51,7 +53,7 @@ def gated_context(context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
     Returns:
         Tensor: The sum in Eq. 5, shape (N, C, H, W).
     """
-    if kernels and may_hang(context, kernels[0]):
+    if kernels and _is_single(context, gates, *kernels):
         return in_single_precision(gated_context, context, gates, *kernels)
     if is_fast_in_graph(context, gates, *kernels):
         context, gates, *cast = autocast(context, gates, *kernels)
@@ -72,6 +74,16 @@ def gated_context_reference(context: Tensor, gates: Tensor, *kernels: Tensor) ->
         out = out + gates[:, level : level + 1] * context  # Eq. 5
     whole = F.gelu(context.mean((2, 3), keepdim=True))
     return out + gates[:, -1:] * whole
+
+
+def _is_single(context: Tensor, gates: Tensor, *kernels: Tensor) -> bool:
+    """Return whether contexts of half precision are gathered in single precision.
+
+    A depth-wise convolution in bfloat16 takes up to twice as long: 7.5 ms and 13.9 for 13 x 15, 96
+    channels, 79 x 304.
+    """
+    half = context.is_cpu and autocast_dtype(context) in (torch.bfloat16, torch.half)
+    return may_hang(context, kernels[0]) or (half and not wants_grad(context, gates, *kernels))
 
 
 def kernels_of(levels: Iterable[nn.Module]) -> list[Tensor] | None:
