@@ -64,8 +64,7 @@ def _store(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor | None =
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     height, width = ctx.size
     right, below = (
-        part.sum((0, 1, 2), keepdim=True)
-        for part in (grad[:, :height, width:], grad[:, height:])
+        part.sum((0, 1, 2), keepdim=True) for part in (grad[:, :height, width:], grad[:, height:])
     )
     return grad[:, :height, :width], right + below, None
 
