@@ -48,13 +48,17 @@ def depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
     return convolve(x, weight)
 
 
+def is_half(x: Tensor) -> bool:
+    """Return whether a convolution of a tensor is one of half precision on a CPU."""
+    return x.device.type == 'cpu' and autocast_dtype(x) in (torch.bfloat16, torch.half)
+
+
 def may_hang(x: Tensor, weight: Tensor) -> bool:
     """Return whether oneDNN may hang in this convolution: in half precision, with 16 channels or
     fewer and a kernel of 14 columns or more (PyTorch 2.11; in bfloat16 on AVX-512 processors, in
     float16 on those that have it).
     """
-    half = torch.bfloat16, torch.half
-    return x.device.type == 'cpu' and len(weight) <= 16 and autocast_dtype(x) in half
+    return is_half(x) and len(weight) <= 16
 
 
 def in_single_precision(kernel: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

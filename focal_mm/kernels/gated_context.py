@@ -17,12 +17,12 @@ from .depthwise import (
     depthwise_conv_reference,
     in_single_precision,
     input_gradient,
+    is_half,
     may_hang,
     weight_gradient,
 )
 from .dispatch import (
     autocast,
-    autocast_dtype,
     can_fuse,
     compiled_kernel,
     differentiates_again,
@@ -53,17 +53,22 @@ def gated_context(context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
     Returns:
         Tensor: The sum in Eq. 5, shape (N, C, H, W).
     """
-    if kernels and _is_single(context, gates, *kernels):
-        return in_single_precision(gated_context, context, gates, *kernels)
-    if is_fast_in_graph(context, gates, *kernels):
-        context, gates, *cast = autocast(context, gates, *kernels)
+    tensors = context, gates, *kernels
+    if kernels and may_hang(context, kernels[0]):
+        return in_single_precision(gated_context, *tensors)
+    in_graph = is_fast_in_graph(*tensors)
+    if not (in_graph or is_fast(*tensors)):
+        return gated_context_reference(*tensors)
+    trains = wants_grad(*tensors)
+    # A depth-wise convolution in bfloat16 takes up to twice as long: 7.5 ms and 13.9 for 13 x 15,
+    # 96 channels, 79 x 304.
+    if kernels and is_half(context) and not trains:
+        return in_single_precision(gated_context, *tensors)
+    context, gates, *cast = autocast(*tensors)
+    if in_graph:
         maps = context.permute(0, 2, 3, 1), gates.permute(0, 2, 3, 1)
-        store = wants_grad(context, gates, *cast)
-        return _in_graph(*maps, cast, store)[0].permute(0, 3, 1, 2)
-    if not is_fast(context, gates, *kernels):
-        return gated_context_reference(context, gates, *kernels)
-    tensors = autocast(context, gates, *kernels)
-    return (_GatedContext.apply if wants_grad(*tensors) else _compute)(*tensors)
+        return _in_graph(*maps, cast, trains)[0].permute(0, 3, 1, 2)
+    return (_GatedContext.apply if trains else _compute)(context, gates, *cast)
 
 
 def gated_context_reference(context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
@@ -74,16 +79,6 @@ def gated_context_reference(context: Tensor, gates: Tensor, *kernels: Tensor) ->
         out = out + gates[:, level : level + 1] * context  # Eq. 5
     whole = F.gelu(context.mean((2, 3), keepdim=True))
     return out + gates[:, -1:] * whole
-
-
-def _is_single(context: Tensor, gates: Tensor, *kernels: Tensor) -> bool:
-    """Return whether contexts of half precision are gathered in single precision.
-
-    A depth-wise convolution in bfloat16 takes up to twice as long: 7.5 ms and 13.9 for 13 x 15, 96
-    channels, 79 x 304.
-    """
-    half = context.is_cpu and autocast_dtype(context) in (torch.bfloat16, torch.half)
-    return may_hang(context, kernels[0]) or (half and not wants_grad(context, gates, *kernels))
 
 
 def kernels_of(levels: Iterable[nn.Module]) -> list[Tensor] | None:
