@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..kernels.dispatch import fused_module, fused_step
 from ..kernels.inference import apply_folded, by_bands, can_infer, is_folded
 from ..kernels.linear import PatchConv2d
+from ..kernels.narrow import NarrowConv2d
 from ..kernels.padding import padded_map
 from ..kernels.window_plans import pad_to_multiple
 from ..registry import MODELS
@@ -139,7 +140,7 @@ class ConvStem(BaseModule):
         layers = []
         for channels, stride in ((in_channels, patch_size // 2), (dim, 1), (dim, 1)):
             layers += [
-                nn.Conv2d(channels, dim, 3, stride, padding=1),
+                NarrowConv2d(channels, dim, 3, stride, padding=1),
                 nn.BatchNorm2d(dim),
                 build_activation_layer(act_cfg),
             ]

@@ -61,13 +61,16 @@ def may_hang(x: Tensor, weight: Tensor) -> bool:
     return is_half(x) and len(weight) <= 16
 
 
-def in_single_precision(kernel: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+def in_single_precision(
+    kernel: Callable[..., Tensor], x: Tensor, *tensors: Tensor | None
+) -> Tensor:
     """Run a kernel in single precision, without autocast, and return its result in the precision
     that autocast would have given.
     """
-    dtype = autocast_dtype(tensors[0])
+    dtype = autocast_dtype(x)
     with torch.autocast('cpu', enabled=False):
-        return kernel(*(tensor.float() for tensor in tensors)).to(dtype)
+        single = (None if tensor is None else tensor.float() for tensor in tensors)
+        return kernel(x.float(), *single).to(dtype)
 
 
 def depthwise_conv_reference(x: Tensor, weight: Tensor) -> Tensor:

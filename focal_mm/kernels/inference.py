@@ -6,15 +6,15 @@ What lies between two layers then stays in the cache.
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .dispatch import can_fuse, is_eager, wants_grad
 from .linear import PatchConv2d
 from .memory import count_parts, is_large, new_map
+from .narrow import NarrowConv2d
 
-_CONVOLUTIONS = nn.Conv2d, PatchConv2d
+_CONVOLUTIONS = nn.Conv2d, NarrowConv2d, PatchConv2d
 
 
 def can_infer(x: Tensor, module: nn.Module, *steps: tuple[nn.Module, str]) -> bool:
@@ -120,7 +120,7 @@ def apply_folded(layers: nn.Sequential, x: Tensor) -> Tensor:
                 scale, shift = affine(following)
                 weight = weight * scale.view(-1, 1, 1, 1)
                 bias = shift if bias is None else torch.addcmul(shift, bias, scale)
-            x = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+            x = layer._conv_forward(x, weight, bias)
         elif isinstance(layer, nn.GELU):
             torch.ops.aten.gelu_(x)
     return x

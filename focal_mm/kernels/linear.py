@@ -25,6 +25,7 @@ from .dispatch import (
     wants_grad,
 )
 from .memory import count_parts, new_map
+from .narrow import NarrowConv2d
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -50,7 +51,7 @@ linear_reference = F.linear
 
 
 @fused_module
-class PatchConv2d(nn.Conv2d):
+class PatchConv2d(NarrowConv2d):
     """``nn.Conv2d`` whose stride equals its kernel size: the same linear layer for every patch.
 
     In a graph it becomes a matrix product. PyTorch chooses an algorithm for a convolution by the

@@ -1,39 +1,33 @@
-"""Convolution of maps that are narrower than its kernel."""
+"""Convolution whose result is one column of pixels."""
 
-from typing import Any, cast
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dispatch import autocast_dtype, is_graph
+from .depthwise import in_single_precision, is_half
+from .dispatch import fused_module, is_compiled, is_graph
 
 
+@fused_module
 class NarrowConv2d(nn.Conv2d):
-    """``nn.Conv2d`` that pads maps by itself where PyTorch would return a wrong gradient.
+    """``nn.Conv2d`` that takes single precision where half precision would be wrong.
 
-    On a CPU with bfloat16, oneDNN (torch 2.11) leaves parts of the weight's gradient as they were
-    in memory if the stride is above 1 and the kernel reaches beyond both edges of the map at once:
-    3x3 with stride 2 on a map of width 1. In float32 it is right, and stays as it is.
+    On a CPU in bfloat16, oneDNN (torch 2.11) leaves parts of a result of one column as they were in
+    memory if the stride is above 1: the map on processors with AMX, the gradient of the weight, for
+    a kernel that reaches beyond both edges, on any processor.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.__module__ = nn.Conv2d.__module__  # torch.fx takes it whole, as any convolution
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W')."""
-        if is_graph() or autocast_dtype(x) in (torch.float, torch.double) or not self._overlooks(x):
-            return super().forward(x)
-        height, width = cast(tuple[int, int], self.padding)  # no text: see _overlooks
-        x = F.pad(x, (width, width, height, height))
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        convolve = super()._conv_forward
+        if (not is_graph() or is_compiled()) and is_half(x) and self._gives_a_column(x):
+            return in_single_precision(convolve, x, weight, bias)
+        return convolve(x, weight, bias)
 
-    def _overlooks(self, x: Tensor) -> bool:
-        """Return whether the kernel reaches beyond the right edge from the left padding."""
-        reach = self.dilation[1] * (self.kernel_size[1] - 1) + 1
-        return (
-            self.padding_mode == 'zeros'
-            and not isinstance(self.padding, str)
-            and x.shape[-1] + self.padding[1] < reach
-        )
+    def _gives_a_column(self, x: Tensor) -> bool:
+        stride, reach = self.stride[1], self.dilation[1] * (self.kernel_size[1] - 1) + 1
+        padding = 0 if isinstance(self.padding, str) else self.padding[1]  # a text: stride 1
+        return stride > 1 and x.shape[-1] + 2 * padding - reach < stride

@@ -322,11 +322,13 @@ def test_learns_an_image_by_heart():
     head, inputs = small_head(), features()
     truth = objects((8, 8, 40, 32), (24, 30, 60, 62), labels=(1, 2))
     optimizer = torch.optim.Adam(head.parameters(), 3e-3)
-    for _ in range(100):
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.01, total_iters=150)
+    for _ in range(150):
         losses = head.loss_by_feat(*head(inputs), [truth], [META])
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
+        schedule.step()
     head.eval()
     with torch.no_grad():
         (found,) = head.predict_by_feat(*head(inputs), batch_img_metas=[META])
