@@ -118,34 +118,45 @@ class OpenVinoNet:
 
     Args:
         net (nn.Module): The network in PyTorch.
+        calibration (sequence of Tensor): As in :class:`OnnxRuntimeNet`, by which 8-bit products are
+            made here, too.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, calibration: Sequence[Tensor] = ()) -> None:
         try:
             import openvino
         except ImportError:
             raise ValueError('openvino@ needs OpenVINO: pip install openvino') from None
         net.eval()  # which returns nothing where a net has its own train()
-        self.core, self.net = openvino.Core(), net
-        self.compiled: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+        self.core, self.net, self.calibration = openvino.Core(), net, calibration
+        self.compiled: dict[tuple[torch.Size, str], Any] = {}
 
     def step(self, setting: 'Setting') -> None:
         """Run a forward pass."""
+        _refuse_all_but_forward('OpenVINO', setting, ('fp32', 'bf16'))
+        self(torch.zeros(setting.batch, 3, *setting.size), setting.dtype)
+
+    def __call__(self, image: Tensor, dtype: str = 'fp32') -> list[Tensor]:
+        """Return the maps of images, shape (N, 3, H, W)."""
+        key = (image.shape, dtype)
+        if key not in self.compiled:
+            self.compiled[key] = self._compile(image, dtype)
+        return [torch.from_numpy(out) for out in self.compiled[key]([image.numpy()]).values()]
+
+    def _compile(self, image: Tensor, dtype: str) -> Any:
         import openvino
 
-        _refuse_all_but_forward('OpenVINO', setting, ('fp32', 'bf16'))
-        key = (setting.batch, setting.size, setting.dtype)
-        if key not in self.compiled:
-            image = torch.randn(setting.batch, 3, *setting.size)
-            model = openvino.convert_model(self.net, example_input=image, input=[image.shape])
-            hints = dict(
-                INFERENCE_PRECISION_HINT=dict(fp32='f32', bf16='bf16')[setting.dtype],
-                INFERENCE_NUM_THREADS=torch.get_num_threads(),
-                PERFORMANCE_HINT='LATENCY',
-            )
-            self.compiled[key] = self.core.compile_model(model, 'CPU', hints), image.numpy()
-        compiled, image = self.compiled[key]
-        compiled([image])
+        hints = dict(
+            INFERENCE_PRECISION_HINT=dict(fp32='f32', bf16='bf16')[dtype],
+            INFERENCE_NUM_THREADS=torch.get_num_threads(),
+            PERFORMANCE_HINT='LATENCY',
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            if self.calibration:
+                model = _write_onnx(self.net, image, self.calibration, folder)
+            else:
+                model = openvino.convert_model(self.net, example_input=image, input=[image.shape])
+            return self.core.compile_model(model, 'CPU', hints)
 
 
 class OnnxRuntimeNet:
@@ -188,17 +199,19 @@ class OnnxRuntimeNet:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            file = Path(folder) / 'net.onnx'
-            torch.onnx.export(
-                self.net, (image,), file, dynamo=True, verbose=False, input_names=['image']
-            )
-            if self.calibration:
-                resized = (
-                    F.interpolate(one, image.shape[2:], mode='bilinear') for one in self.calibration
-                )
-                quantize(Part('', self.net, (image,)), file, ((one,) for one in resized))
+        with tempfile.TemporaryDirectory() as folder:
+            file = _write_onnx(self.net, image, self.calibration, folder)
             return onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
+
+
+@torch.no_grad()
+def _write_onnx(net: nn.Module, image: Tensor, calibration: Sequence[Tensor], folder: str) -> Path:
+    file = Path(folder) / 'net.onnx'
+    torch.onnx.export(net, (image,), file, dynamo=True, verbose=False, input_names=['image'])
+    if calibration:
+        resized = (F.interpolate(one, image.shape[2:], mode='bilinear') for one in calibration)
+        quantize(Part('', net, (image,)), file, ((one,) for one in resized))
+    return file
 
 
 def _refuse_all_but_forward(name: str, setting: 'Setting', dtypes: tuple[str, ...]) -> None:

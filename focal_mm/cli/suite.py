@@ -25,7 +25,7 @@ from ..engine.sampling import seed_generators
 from ..export import CALIBRATION, angle
 from . import benchmark
 from .benchmark import Setting, compare, make_step
-from .networks import Foreign, OnnxRuntimeNet, build
+from .networks import Foreign, OnnxRuntimeNet, OpenVinoNet, build
 from .pictures import read_picture
 from .runner import build_runner, load_config
 
@@ -67,6 +67,7 @@ WHOLE = {
 }
 # What focal-mm demo trains.
 DEMO: dict[str, Any] = dict(config='focal_mm::mask_rcnn/focalnet_t_1x.py', mini=True)
+INT8: dict[str, Callable[..., Any]] = {'OpenVINO': OpenVinoNet, 'ONNX Runtime': OnnxRuntimeNet}
 # Of ImageNet, in pixel values of red, green and blue.
 MEAN = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
 STD = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
@@ -245,7 +246,7 @@ def run(options: Options, works: Sequence[str] = ()) -> Iterator[Figure]:
         *((row.work, partial(measure, row)) for row in ROWS),
         *((f'{name} whole', partial(_whole, name)) for name in WHOLE),
         *((f'{name} against pixels', partial(_pixels, name)) for name in NETS),
-        ('FocalNet-T forward in int8', _int8),
+        *((f'FocalNet-T in int8, {name}', partial(_int8, name)) for name in INT8),
         *((f'{name} maps in bf16', partial(_errors, name)) for name in NETS),
         ('demo in bf16', _demo),
         ('data', _data),
@@ -351,21 +352,22 @@ def _pixels(name: str, options: Options) -> Iterator[Figure]:
     )
 
 
-def _int8(options: Options) -> Iterator[Figure]:
+def _int8(name: str, options: Options) -> Iterator[Figure]:
     """Compare FocalNet-T with products of 8 bits with itself in fp32: time and maps."""
     setting, net = options.setting(LARGE), cast(nn.Module, build(FOCALNET))
     images = options.photographs('val2017', setting.size, 6)
-    quantized = OnnxRuntimeNet(net, options.photographs('train2017', setting.size, CALIBRATION))
+    quantized = INT8[name](net, options.photographs('train2017', setting.size, CALIBRATION))
     steps = {'int8': make_step(quantized, setting), 'fp32': make_step(net, setting)}
     first, ours = compare(steps, options.rounds, options.device)
-    yield Figure('FocalNet-T forward in int8', 'fp32, time', first.ratio(ours), 0.5)
+    work = f'FocalNet-T in int8, {name}'
+    yield Figure(work, 'fp32, time', first.ratio(ours), 0.5)
     with torch.no_grad():
         worst = max(
             angle(expected, found)
             for image in images
             for expected, found in zip(net(image), quantized(image))
         )
-    yield Figure('FocalNet-T maps in int8', '1 minus the cosine to fp32', worst, 0.001)
+    yield Figure(work, '1 minus the cosine of the maps', worst, 0.001)
 
 
 def _errors(name: str, options: Options) -> Iterator[Figure]:
