@@ -67,6 +67,7 @@ WHOLE = {
 }
 # What focal-mm demo trains.
 DEMO: dict[str, Any] = dict(config='focal_mm::mask_rcnn/focalnet_t_1x.py', mini=True)
+# Roads to a network with products of 8 bits.
 INT8: dict[str, Callable[..., Any]] = {'OpenVINO': OpenVinoNet, 'ONNX Runtime': OnnxRuntimeNet}
 # Of ImageNet, in pixel values of red, green and blue.
 MEAN = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
