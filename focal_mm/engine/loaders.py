@@ -3,6 +3,7 @@
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,6 +16,9 @@ from .skip_corrupt import CorruptPictureError
 # Seconds after which a loader that gives no batch has hung: less than the ten minutes after which
 # the other processes of a run give up waiting for this one.
 LOADER_TIMEOUT = 540
+
+# Seconds within which the system tells of a process's death after closing its sockets.
+_DEATH = 2
 
 
 class LoaderError(RuntimeError):
@@ -34,7 +38,8 @@ def explained_loaders(runner: Runner) -> Iterator[None]:
             batch and of the last checkpoint is added.
     """
     try:
-        yield
+        with named_deaths():
+            yield
     except Exception as error:
         message = _explain(error)
         if message is None:
@@ -72,6 +77,18 @@ def _explain(error: Exception) -> str | None:
             'num_workers=0 shows'
         )
     return None
+
+
+@contextmanager
+def named_deaths() -> Iterator[None]:
+    """Context in which the death of a worker is an error of PyTorch's handler of SIGCHLD, also where
+    the sockets that the dying worker closed fail first.
+    """
+    try:
+        yield
+    except (EOFError, OSError):
+        time.sleep(_DEATH)  # the handler raises its error here, and cannot while a run is saved
+        raise
 
 
 @contextmanager

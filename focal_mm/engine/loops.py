@@ -1,7 +1,6 @@
 """Training loops that start at any iteration, also in the middle of an epoch."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 from mmengine.dist import get_world_size
@@ -9,7 +8,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from .checkpoint_hook import DurableCheckpointHook
-from .loaders import LOADER_TIMEOUT, alarm
+from .loaders import LOADER_TIMEOUT, alarm, named_deaths
 from .sampling import get_random_state, make_resumable, set_random_state
 
 
@@ -61,7 +60,7 @@ class _Resumable:
             random = get_random_state()
             try:
                 # With workers, the loader has a timeout of its own.
-                with nullcontext() if self.dataloader.num_workers else alarm(LOADER_TIMEOUT):
+                with named_deaths() if self.dataloader.num_workers else alarm(LOADER_TIMEOUT):
                     number, batch = next(numbered)
             except StopIteration:
                 return

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import threading
 import time
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from tiny_run import At, Noise, make_runner
 
 from focal_mm.engine import find_newest, loops
-from focal_mm.engine.loaders import LoaderError, alarm
+from focal_mm.engine.loaders import LoaderError, alarm, named_deaths
 
 pytestmark = pytest.mark.stock
 
@@ -94,3 +95,22 @@ def test_alarm_is_no_error_of_what_it_interrupts():
     with alarm(0.05):
         pass
     time.sleep(0.1)
+
+
+@pytest.mark.parametrize('error', [EOFError, ConnectionRefusedError, FileNotFoundError])
+def test_dying_worker_is_named_where_its_sockets_fail_first(monkeypatch, error):
+    def tell(number, frame) -> None:
+        raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')
+
+    old = signal.signal(signal.SIGCHLD, tell)
+    death = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGCHLD))
+    try:
+        with pytest.raises(RuntimeError, match='killed by signal'), named_deaths():
+            death.start()
+            raise error
+    finally:
+        death.join()
+        signal.signal(signal.SIGCHLD, old)
+    monkeypatch.setattr('focal_mm.engine.loaders._DEATH', 0)
+    with pytest.raises(error), named_deaths():
+        raise error
