@@ -107,8 +107,11 @@ def add_folding(module: ModuleType) -> None:
         from .backbones.mixing_convnets import MixingConvNet
 
         for child in list(part.modules()):
-            kinds = list(map(type, child)) if type(child) is nn.Sequential else []
-            follows = (nn.Conv2d, nn.BatchNorm2d) in pairwise(kinds)
+            layers = child if type(child) is nn.Sequential else ()
+            follows = any(
+                isinstance(layer, nn.Conv2d) and type(norm) is nn.BatchNorm2d
+                for layer, norm in pairwise(layers)
+            )
             if follows or (isinstance(part, MixingConvNet) and child is part.convnet):
                 module.turn_on_efficient_conv_bn_eval_for_single_model(child)
 

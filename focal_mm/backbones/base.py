@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..kernels.dispatch import cached, can_fuse, fused_module, is_graph, record_choice
 from ..kernels.linear import PatchConv2d, mlp
+from ..kernels.map_conv import MapConv2d
 from ..kernels.memory import reuse_memory
-from ..kernels.narrow import NarrowConv2d
 from ..kernels.window_plans import pad_to_multiple
 from ..weights.loading import (
     CheckpointError,
@@ -277,7 +277,7 @@ class PatchEmbed(FittedModule):
             self.proj = PatchConv2d(in_channels, embed_dims, patch_size)
         else:
             kernel_size = 2 * patch_size - 1
-            self.proj = NarrowConv2d(in_channels, embed_dims, kernel_size, patch_size, overlap)
+            self.proj = MapConv2d(in_channels, embed_dims, kernel_size, patch_size, overlap)
         self.norm = build_norm(norm_cfg, embed_dims) if norm_cfg else nn.Identity()
 
     def fit_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..kernels.dispatch import fused_module, fused_step
 from ..kernels.inference import apply_folded, by_bands, can_infer, is_folded
 from ..kernels.linear import PatchConv2d
-from ..kernels.narrow import NarrowConv2d
+from ..kernels.map_conv import MapConv2d
 from ..kernels.padding import padded_map
 from ..kernels.window_plans import pad_to_multiple
 from ..registry import MODELS
@@ -40,7 +40,7 @@ class ConvMlp(Mlp):
         self, dim: int, hidden_dim: int, act_cfg: dict = dict(type='GELU'), drop: float = 0.0
     ) -> None:
         super().__init__(dim, hidden_dim, act_cfg, drop)
-        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.dwconv = MapConv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
@@ -140,7 +140,7 @@ class ConvStem(BaseModule):
         layers = []
         for channels, stride in ((in_channels, patch_size // 2), (dim, 1), (dim, 1)):
             layers += [
-                NarrowConv2d(channels, dim, 3, stride, padding=1),
+                MapConv2d(channels, dim, 3, stride, padding=1),
                 nn.BatchNorm2d(dim),
                 build_activation_layer(act_cfg),
             ]

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..kernels.dispatch import can_fuse, fused_module, fused_step, is_graph
 from ..kernels.inference import apply_folded
 from ..kernels.linear import PatchConv2d, project
+from ..kernels.map_conv import MapConv2d
 from ..kernels.padding import pad_by_token
 from ..kernels.window_attention import window_attention
 from ..kernels.window_plans import Windows, crop, pad_to_multiple, padding_to_multiple
@@ -124,7 +125,7 @@ class WindowAttentionBlock(FittedModule):
         self.qkv = nn.Linear(attn_dim, 3 * attn_dim, bias=qkv_bias)
         self.attn_norm = build_norm(norm_cfg, attn_dim)
         self.dwconv3x3 = nn.Sequential(
-            nn.Conv2d(dim, dim, dwconv_kernel_size, padding=dwconv_kernel_size // 2, groups=dim),
+            MapConv2d(dim, dim, dwconv_kernel_size, padding=dwconv_kernel_size // 2, groups=dim),
             nn.BatchNorm2d(dim),
             build_activation_layer(act_cfg),
         )

@@ -81,8 +81,8 @@ def _explain(error: Exception) -> str | None:
 
 @contextmanager
 def named_deaths() -> Iterator[None]:
-    """Context in which the death of a worker is an error of PyTorch's handler of SIGCHLD, also where
-    the sockets that the dying worker closed fail first.
+    """Context in which the death of a worker is an error of PyTorch's handler of SIGCHLD, also
+    where the sockets that the dying worker closed fail first.
     """
     try:
         yield

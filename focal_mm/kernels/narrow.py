@@ -10,11 +10,8 @@ from .dispatch import fused_module, is_compiled, is_graph
 
 @fused_module
 class NarrowConv2d(nn.Conv2d):
-    """``nn.Conv2d`` that takes single precision where half precision would be wrong.
-
-    On a CPU in bfloat16, oneDNN (torch 2.11) leaves parts of a result of one column as they were in
-    memory if the stride is above 1: the map on processors with AMX, the gradient of the weight, for
-    a kernel that reaches beyond both edges, on any processor.
+    """``nn.Conv2d`` that takes single precision where half precision would be wrong, see
+    :func:`is_wrong`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -23,11 +20,20 @@ class NarrowConv2d(nn.Conv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         convolve = super()._conv_forward
-        if (not is_graph() or is_compiled()) and is_half(x) and self._gives_a_column(x):
+        padding = 0 if isinstance(self.padding, str) else self.padding[1]  # a text: stride 1
+        sizes = self.kernel_size[1], self.stride[1], padding, self.dilation[1]
+        if (not is_graph() or is_compiled()) and is_wrong(x, *sizes):
             return in_single_precision(convolve, x, weight, bias)
         return convolve(x, weight, bias)
 
-    def _gives_a_column(self, x: Tensor) -> bool:
-        stride, reach = self.stride[1], self.dilation[1] * (self.kernel_size[1] - 1) + 1
-        padding = 0 if isinstance(self.padding, str) else self.padding[1]  # a text: stride 1
-        return stride > 1 and x.shape[-1] + 2 * padding - reach < stride
+
+def is_wrong(x: Tensor, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+    """Return whether a convolution in half precision may be wrong, which has these sizes along a
+    row.
+
+    On a CPU in bfloat16, oneDNN (torch 2.11) leaves parts of a result of one column as they were in
+    memory if the stride is above 1: the map on processors with AMX, the gradient of the weight, for
+    a kernel that reaches beyond both edges, on any processor.
+    """
+    reach = dilation * (kernel - 1) + 1
+    return is_half(x) and stride > 1 and x.shape[-1] + 2 * padding - reach < stride

@@ -29,7 +29,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     ),
     'mixformer': (
         lambda: MixFormer(dict(embed_dims=16, depths=(2,)), num_heads=2, use_shift=True),
-        {'window_attention', 'pad_by_token'},
+        {'window_attention', 'pad_by_token', 'convolution'},
     ),
 }
 every_net = pytest.mark.parametrize('name', NETS)
@@ -102,7 +102,7 @@ def test_hooked_layer_is_no_part_of_an_operation(name):
     for module in net.modules():
         if isinstance(module, nn.GELU):
             module.register_forward_hook(lambda module, args, out: 2 * out)
-    assert operations(net, x) <= {'linear', 'window_attention', 'pad_by_token'}
+    assert operations(net, x) <= {'linear', 'window_attention', 'pad_by_token', 'convolution'}
 
 
 @pytest.mark.parametrize('by', ['subclass', 'instance', 'class'])
