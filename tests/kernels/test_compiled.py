@@ -41,13 +41,13 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     return NETS[name][0](), torch.randn(2, 3, 61, 44)
 
 
-def operations(run: Callable, *args: Tensor) -> set[str]:
-    """Names of the kernels in a function's graph."""
+def calls(run: Callable, *args: Tensor) -> set[str]:
+    """What a function's graph calls."""
     found: set[str] = set()
 
     def collect(graph: torch.fx.GraphModule, _: object) -> Callable:
-        names = (str(node.target).split('.') for node in graph.graph.nodes)
-        found.update(parts[1] for parts in names if parts[0] == 'focal_mm')
+        nodes = (node for node in graph.graph.nodes if node.op.startswith('call'))
+        found.update(str(node.target) for node in nodes)
         return graph
 
     torch._dynamo.reset()
@@ -55,10 +55,38 @@ def operations(run: Callable, *args: Tensor) -> set[str]:
     return found
 
 
+def operations(run: Callable, *args: Tensor) -> set[str]:
+    """Names of the kernels in a function's graph."""
+    names = (name.split('.') for name in calls(run, *args))
+    return {parts[1] for parts in names if parts[0] == 'focal_mm'}
+
+
 @every_net
 def test_graph_has_the_kernels(name):
     net, x = build(name)
     assert operations(net, x) == {'linear', 'mlp', *NETS[name][1]}
+
+
+@pytest.mark.parametrize('trains', [False, True])
+@pytest.mark.parametrize(
+    'net',
+    [
+        lambda: FocalNet('tiny_lrf'),
+        lambda: FocalNet(dict(embed_dims=16, depths=(1, 1)), use_conv_embed=True),
+        lambda: FocalTransformer('tiny'),
+        lambda: MixFormer('b0'),
+        lambda: MixFormer('b0', mlp_dwconv=True),
+        lambda: MixFormer(
+            'b0', parallel=False, channel_interaction=False, spatial_interaction=False
+        ),
+    ],
+)
+def test_graphs_have_no_convolution_that_changes_the_layout_of_maps(net, trains):
+    net = net().train(trains)
+    with torch.set_grad_enabled(trains):
+        found = calls(net, torch.randn(2, 3, 64, 64))
+    assert not [name for name in found if 'conv' in name and 'focal_mm' not in name]
+    assert any('focal_mm' in name for name in found)
 
 
 @every_net
