@@ -13,9 +13,8 @@ from .dispatch import can_fuse, is_eager, wants_grad
 from .linear import PatchConv2d
 from .map_conv import MapConv2d
 from .memory import count_parts, is_large, new_map
-from .narrow import NarrowConv2d
 
-_CONVOLUTIONS = nn.Conv2d, NarrowConv2d, MapConv2d, PatchConv2d
+_CONVOLUTIONS = nn.Conv2d, MapConv2d, PatchConv2d
 
 
 def can_infer(x: Tensor, module: nn.Module, *steps: tuple[nn.Module, str]) -> bool:
