@@ -107,7 +107,7 @@ def _only_validate(cfg: Config, work_dir: Path, file: Path) -> None:
         hook for hook in cfg.get('custom_hooks') or [] if type_name(hook) == 'EMAHook'
     ]
     cfg.load_from, cfg.resume = str(file), False
-    cfg.visualizer = None  # of its name there is one a process, which would keep a folder that ends
+    cfg.visualizer = None
 
 
 def _find_checkpoint(work_dir: Path, name: str) -> Path:

@@ -310,8 +310,6 @@ def train(run: Run) -> dict[str, Any]:
                 checkpoint = _write_start(run, cfg.model.backbone, checkpoint)
             cfg.model.backbone.init_cfg.checkpoint = checkpoint
         resume(cfg, 'auto')
-        # mmengine keeps visualizers, with their folders, by name for the whole process.
-        cfg.visualizer.name = f'{run.folder} {time.time_ns()}'
         require_files(cfg, 'train_dataloader', 'val_dataloader')
         begin = time.process_time()
         runner = build_runner(cfg)

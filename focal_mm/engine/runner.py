@@ -8,7 +8,7 @@ from mmengine.config import ConfigDict
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import print_log
-from mmengine.registry import LOOPS
+from mmengine.registry import LOOPS, VISUALIZERS
 from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -75,6 +75,17 @@ class _Durable:
                 kind = LOOPS.get(kind) if isinstance(kind, str) else kind
             loop['type'] = _LOOPS.get(kind, loop.get('type'))
         return super().build_train_loop(loop)  # type: ignore[misc]
+
+    def build_visualizer(self, visualizer: Any = None) -> Any:
+        """Build a visualizer that writes into the folder of this run."""
+        if isinstance(visualizer, dict) and 'name' in visualizer:
+            # mmengine has one of each name in a process, which writes where the first run did.
+            visualizer = ConfigDict(visualizer)
+            kind = visualizer['type']
+            cls: Any = VISUALIZERS.get(kind) if isinstance(kind, str) else kind
+            while cls and cls.check_instance_created(visualizer['name']):
+                visualizer['name'] += ', next run'
+        return super().build_visualizer(visualizer)  # type: ignore[misc]
 
     def train(self) -> nn.Module:
         """Train, from the start or from a checkpoint.

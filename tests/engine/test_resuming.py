@@ -2,16 +2,19 @@
 
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from signal import SIGTERM
 
 import pytest
 import torch
 from mmengine.dist import get_rank
-from tiny_run import FLEXIBLE, At, KilledError, Net, Scaled, end_workers, kill, make_runner
+from mmengine.visualization import Visualizer
+from tiny_run import EPOCHS, FLEXIBLE, At, KilledError, Net, Scaled, end_workers, kill, make_runner
 from torch import distributed, multiprocessing
 
 from focal_mm.engine import DurableCheckpointHook
@@ -102,6 +105,22 @@ def test_runs_of_the_same_settings_are_apart(tmp_path):
     assert Path(first.log_dir).parent == tmp_path / 'first'
     assert Path(second.log_dir).parent == tmp_path / 'second'
     assert first.message_hub is not second.message_hub
+
+
+@pytest.mark.parametrize('fields', [{}, FLEXIBLE], ids=['runner', 'flexible'])
+def test_runs_of_one_process_write_into_their_own_folders(tmp_path, fields):
+    visualizer = dict(
+        type='Visualizer', vis_backends=[dict(type='LocalVisBackend')], name=uuid.uuid4().hex
+    )
+    for name in ('first', 'second', 'third'):
+        runner = make_runner(tmp_path / name, visualizer=visualizer, **fields)
+        runner.train()
+        end_workers(runner)
+        assert Visualizer.get_current_instance() is runner.visualizer
+        (scalars,) = tmp_path.glob(f'{name}/*/vis_data/scalars.json')
+        assert len(scalars.read_text().splitlines()) == 2 * EPOCHS  # with validations
+        shutil.rmtree(tmp_path / name)  # which no later run misses
+    assert runner.visualizer.instance_name.startswith(visualizer['name'])
 
 
 def test_validation_does_not_depend_on_what_else_draws(tmp_path):
