@@ -81,9 +81,11 @@ class _Durable:
         if isinstance(visualizer, dict) and 'name' in visualizer:
             # mmengine has one of each name in a process, which writes where the first run did.
             visualizer = ConfigDict(visualizer)
-            kind = visualizer['type']
-            cls: Any = VISUALIZERS.get(kind) if isinstance(kind, str) else kind
-            while cls and cls.check_instance_created(visualizer['name']):
+            kind: Any = visualizer['type']
+            if isinstance(kind, str):
+                with VISUALIZERS.switch_scope_and_registry(None) as registry:
+                    kind = registry.get(kind)
+            while kind and kind.check_instance_created(visualizer['name']):
                 visualizer['name'] += ', next run'
         return super().build_visualizer(visualizer)  # type: ignore[misc]
 

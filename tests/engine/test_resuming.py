@@ -108,12 +108,15 @@ def test_runs_of_the_same_settings_are_apart(tmp_path):
 
 
 @pytest.mark.parametrize('fields', [{}, FLEXIBLE], ids=['runner', 'flexible'])
-def test_runs_of_one_process_write_into_their_own_folders(tmp_path, fields):
-    visualizer = dict(
-        type='Visualizer', vis_backends=[dict(type='LocalVisBackend')], name=uuid.uuid4().hex
-    )
+@pytest.mark.parametrize(
+    'kind', [Visualizer, 'Visualizer', 'DetLocalVisualizer', 'mmseg.SegLocalVisualizer']
+)
+def test_runs_of_one_process_write_into_their_own_folders(tmp_path, kind, fields):
+    visualizer = dict(type=kind, vis_backends=[dict(type='LocalVisBackend')], name=uuid.uuid4().hex)
     for name in ('first', 'second', 'third'):
-        runner = make_runner(tmp_path / name, visualizer=visualizer, **fields)
+        runner = make_runner(
+            tmp_path / name, visualizer=visualizer, default_scope='mmdet', **fields
+        )
         runner.train()
         end_workers(runner)
         assert Visualizer.get_current_instance() is runner.visualizer
