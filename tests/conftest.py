@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
@@ -33,6 +34,15 @@ def seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """Forgets the loggers of a test, since the stdout to which they write ends with it."""
+    others = set(MMLogger._instance_dict)
+    yield
+    for name in set(MMLogger._instance_dict) - others:
+        del MMLogger._instance_dict[name]
 
 
 @pytest.fixture

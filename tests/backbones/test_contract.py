@@ -264,7 +264,6 @@ def log() -> Iterator[list[str]]:
     logger.addHandler(handler)
     yield lines
     logger.removeHandler(handler)
-    MMLogger._instance_dict.pop(logger.instance_name)
 
 
 # ---- hooks and patches on any submodule --------------------------------------------------------
