@@ -32,7 +32,7 @@ test: .venv/installed
 
 test-stock: .venv-stock/installed
 	@echo 'make: the tests marked stock, on the stock OpenMMLab stack'
-	@.venv-stock/bin/python -m pytest -n $(JOBS) --dist worksteal -m stock $(ARGS)
+	@.venv-stock/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'stock and not onedl' $(ARGS)
 
 test-newest: .venv-newest/installed
 	@echo 'make: the core tests on the OneDL stack with the newest torch'

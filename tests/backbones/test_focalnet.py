@@ -82,6 +82,7 @@ def test_operations_are_counted_as_those_of_the_layers():
     assert flops == pytest.approx(25 * 8 * (convolutions + products), rel=0.03)
 
 
+@pytest.mark.onedl
 def test_compiled_net_trains_with_the_same_gradients():
     net = small()
     image, gradients = torch.randn(1, 3, 40, 33), []

@@ -44,6 +44,7 @@ def cost_of(path: Path) -> Cost:
     return tables.count_cost(Config.fromfile(path))
 
 
+@pytest.mark.onedl
 @pytest.mark.parametrize('table, config', ROWS)
 def test_documented_figures_are_those_of_the_model(table, config):
     row = ROWS[table, config]
