@@ -41,7 +41,7 @@ def loggers() -> Iterator[None]:
     """Forgets the loggers of a test, since the stdout to which they write ends with it."""
     others = set(MMLogger._instance_dict)
     yield
-    for name in set(MMLogger._instance_dict) - others:
+    for name in MMLogger._instance_dict.keys() - others:
         del MMLogger._instance_dict[name]
 
 

@@ -38,6 +38,8 @@ CLASSIFIERS, SEGMENTORS, MASK2FORMERS = (
     [name for name in CONFIGS if name.startswith(f'{folder}/')]
     for folder in ('imagenet', 'upernet', 'mask2former')
 )
+# The others have the same classes of mmdet, mmseg or mmpretrain as the first of their folder.
+DISTINCT = {*{name.partition('/')[0]: name for name in reversed(CONFIGS)}.values(), *MASK2FORMERS}
 IN22K = [name for name in CLASSIFIERS if '_in22k' in name]  # 90 epochs, and published weights
 BY_CONFIG = {entry.config: entry for entry in ZOO.values()}
 METRICS = {'Top 1 Accuracy': 'top1'}  # model-index's name, and the tables'
@@ -369,10 +371,6 @@ def take_a_step(train_and_test):
         )
 
     return take
-
-
-# The others have the same classes of mmdet, mmseg or mmpretrain as the first of their folder.
-DISTINCT = {*{name.partition('/')[0]: name for name in reversed(CONFIGS)}.values(), *MASK2FORMERS}
 
 
 @pytest.mark.parametrize(

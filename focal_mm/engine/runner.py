@@ -81,7 +81,7 @@ class _Durable:
         if isinstance(visualizer, dict) and 'name' in visualizer:
             # mmengine has one of each name in a process, which writes where the first run did.
             visualizer = ConfigDict(visualizer)
-            kind: Any = visualizer['type']
+            kind: Any = visualizer.get('type')
             if isinstance(kind, str):
                 with VISUALIZERS.switch_scope_and_registry(None) as registry:
                     kind = registry.get(kind)
