@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ..kernels.dispatch import is_compiled
 from ..kernels.window_plans import add_spare_windows, pad_to_multiple, roll
 from ..registry import MODELS
 from .arguments import (
@@ -117,8 +118,9 @@ class PreNormPatchEmbed(PatchEmbed):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, ceil(H / patch_size), ceil(W / patch_size), embed_dims)."""
-        # GroupNorm fails under some torch.func transforms if channels are last in memory.
-        return super().forward(self.pre_norm(x.contiguous()))
+        # GroupNorm fails under some torch.func transforms if channels are last in memory. In a graph
+        # its gradient, whose channels are last, must be laid out as x is (torch 2.14).
+        return super().forward(self.pre_norm(x if is_compiled() else x.contiguous()))
 
 
 def _arch(
