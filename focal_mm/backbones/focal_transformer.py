@@ -118,8 +118,8 @@ class PreNormPatchEmbed(PatchEmbed):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, ceil(H / patch_size), ceil(W / patch_size), embed_dims)."""
-        # GroupNorm fails under some torch.func transforms if channels are last in memory. In a graph
-        # its gradient, whose channels are last, must be laid out as x is (torch 2.14).
+        # GroupNorm fails under some torch.func transforms if channels are last in memory, and in
+        # graphs (torch 2.14) if they are so in its gradient alone.
         return super().forward(self.pre_norm(x if is_compiled() else x.contiguous()))
 
 

@@ -78,7 +78,7 @@ def roll(x: Tensor, shifts: Sequence[int]) -> Tensor:
         x (Tensor): The map.
         shifts (Sequence[int]): By how many tokens, down and to the right.
     """
-    if not is_graph():
+    if not is_graph() or is_compiled():
         return x.roll(tuple(shifts), (1, 2)) if any(shifts) else x
     # With sides that are symbols torch.roll has no ONNX.
     for dim, shift in enumerate(shifts, 1):

@@ -5,6 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.backends.debugging import boxed_nop
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from focal_mm import kernels
 from focal_mm.backbones import FocalNet, FocalTransformer, MixFormer
@@ -58,7 +61,7 @@ def calls(run: Callable, *args: Tensor) -> set[str]:
 def operations(run: Callable, *args: Tensor) -> set[str]:
     """Names of the kernels in a function's graph."""
     names = (name.split('.') for name in calls(run, *args))
-    return {parts[1] for parts in names if parts[0] == 'focal_mm'}
+    return {parts[1] for parts in names if parts[0] == 'focal_mm'} - {'relative_index'}
 
 
 @every_net
@@ -87,6 +90,31 @@ def test_graphs_have_no_convolution_that_changes_the_layout_of_maps(net, trains)
         found = calls(net, torch.randn(2, 3, 64, 64))
     assert not [name for name in found if 'conv' in name and 'focal_mm' not in name]
     assert any('focal_mm' in name for name in found)
+
+
+@pytest.mark.parametrize('name', ['focal', 'mixformer'])
+def test_gradients_are_added_up_at_places_that_are_not_computed_beside(name):
+    net, x = build(name)
+    for module in net.modules():
+        if hasattr(module, 'with_cp'):
+            module.with_cp = True
+    places = []
+
+    def collect(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        for node in graph.graph.nodes:
+            if 'index_put' in str(node.target):
+                places.extend(str(place.target) for place in node.args[1] if place is not None)
+            assert 'index_add' not in str(node.target)
+        return boxed_nop(graph, inputs)
+
+    backend = aot_autograd(
+        fw_compiler=boxed_nop,
+        bw_compiler=collect,
+        partition_fn=min_cut_rematerialization_partition,
+        keep_inference_input_mutations=True,
+    )
+    sum(m.square().mean() for m in torch.compile(net, backend=backend)(x)).backward()
+    assert places and all('relative_index' in place for place in places)
 
 
 @every_net
