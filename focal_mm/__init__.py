@@ -63,8 +63,9 @@ PyTorch
     ``torch.ops.focal_mm.mlp_gradients``, ``torch.ops.focal_mm.depthwise_weight_gradient``,
     ``torch.ops.focal_mm.gated_context``, ``torch.ops.focal_mm.gated_context_gradients``,
     ``torch.ops.focal_mm.window_attention``, ``torch.ops.focal_mm.window_attention_gradients``,
-    ``torch.ops.focal_mm.pad_by_token``, ``torch.ops.focal_mm.convolution`` and
-    ``torch.ops.focal_mm.convolution_gradients``.
+    ``torch.ops.focal_mm.pad_by_token``, ``torch.ops.focal_mm.convolution``,
+    ``torch.ops.focal_mm.convolution_gradients``, ``torch.ops.focal_mm.roll`` and
+    ``torch.ops.focal_mm.relative_index``.
 
 mmcv, mmdet, mmseg, mmpretrain and torchvision are not imported, unless a module was imported before
 and went on without the ops. The backbones are imported where they are built or asked for.

@@ -9,13 +9,13 @@ maps have a spare row and column of windows.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import is_compiled, is_graph
+from .dispatch import compiled_kernel, is_compiled, is_graph
 
 # Added to a score to exclude it from softmax. Focal Transformer's official code adds -100;
 # exp(-100) vanishes too, but as a subnormal number, which is slow on processors.
@@ -78,13 +78,33 @@ def roll(x: Tensor, shifts: Sequence[int]) -> Tensor:
         x (Tensor): The map.
         shifts (Sequence[int]): By how many tokens, down and to the right.
     """
-    if not is_graph() or is_compiled():
-        return x.roll(tuple(shifts), (1, 2)) if any(shifts) else x
+    if not is_graph():
+        return _rolled(x, list(shifts)) if any(shifts) else x
+    if is_compiled():  # beside padding, inductor (torch 2.11) makes code that is not C++
+        return _rolled_in_graph(x, list(shifts))
     # With sides that are symbols torch.roll has no ONNX.
     for dim, shift in enumerate(shifts, 1):
         index = torch.arange(x.shape[dim], device=x.device) - shift
         x = x.index_select(dim, wrap(index, x.shape[dim]))
     return x
+
+
+def _rolled(x: Tensor, shifts: list[int]) -> Tensor:
+    return x.roll(shifts, (1, 2)).contiguous()
+
+
+_rolled_in_graph = compiled_kernel('roll', _rolled, lambda x, shifts: x.new_empty(x.shape))
+
+
+def _store(ctx: Any, inputs: tuple[Tensor, list[int]], output: Tensor) -> None:
+    ctx.back = [-shift for shift in inputs[1]]
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return _rolled_in_graph(grad, ctx.back), None
+
+
+_rolled_in_graph.register_autograd(_gradients, setup_context=_store)
 
 
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
