@@ -18,15 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels.dispatch import (
-    cached,
-    can_fuse,
-    compiled_kernel,
-    fused_module,
-    is_compiled,
-    is_graph,
-    record_choice,
-)
+from ..kernels.dispatch import can_fuse, fused_module, is_graph, record_choice
 from ..kernels.linear import PatchConv2d, mlp
 from ..kernels.map_conv import MapConv2d
 from ..kernels.memory import reuse_memory
@@ -93,35 +85,6 @@ def build_norm(norm_cfg: dict, dim: int) -> nn.Module:
             )
         return MapNorm(norm)
     return MapNorm(norm) if isinstance(norm, nn.GroupNorm) else norm
-
-
-@cached(maxsize=64)
-def relative_index(window_size: int, region: int, device: torch.device) -> Tensor:
-    """Return the index, in a table of (window_size + region - 1)^2 biases, of the bias between each
-    query in a window and each key in a region, both counted row by row: shape (window_size^2,
-    region^2).
-    """
-    index: Any = _index_in_graph if is_compiled() else _index
-    return index(window_size, region, device)
-
-
-def _index(window_size: int, region: int, device: torch.device) -> Tensor:
-    side = window_size + region - 1
-    query = torch.arange(window_size, device=device)[:, None]
-    offset = query - torch.arange(region, device=device) + region - 1
-    index = offset[:, None, :, None] * side + offset[:, None, :]
-    return index.flatten(2).flatten(0, 1)
-
-
-# Where a block is recomputed and its index is computed beside the sum of the gradients of a table,
-# inductor (torch 2.11) adds them at wrong places, some of them outside of the table.
-_index_in_graph = compiled_kernel(
-    'relative_index',
-    _index,
-    lambda window_size, region, device: torch.empty(
-        window_size**2, region**2, dtype=torch.long, device=device
-    ),
-)
 
 
 def fix_statistics(module: nn.Module) -> None:

@@ -16,10 +16,15 @@ from torch import Tensor, nn
 
 from ..kernels.linear import project
 from ..kernels.window_attention import Bias, window_attention
-from ..kernels.window_plans import FocalWindows, NearestWindows, Windows, surroundings
+from ..kernels.window_plans import (
+    FocalWindows,
+    NearestWindows,
+    Windows,
+    relative_index,
+    surroundings,
+)
 from ..weights.loading import FittedModule
 from ..weights.resize import fit_neighbour_bias, fit_pooling, fit_position_bias
-from .base import relative_index
 
 
 class SubWindowPool(FittedModule):

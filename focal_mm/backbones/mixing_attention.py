@@ -16,10 +16,16 @@ from ..kernels.linear import PatchConv2d, project
 from ..kernels.map_conv import MapConv2d
 from ..kernels.padding import pad_by_token
 from ..kernels.window_attention import window_attention
-from ..kernels.window_plans import Windows, crop, pad_to_multiple, padding_to_multiple
+from ..kernels.window_plans import (
+    Windows,
+    crop,
+    pad_to_multiple,
+    padding_to_multiple,
+    relative_index,
+)
 from ..weights.loading import FittedModule
 from ..weights.resize import fit_position_bias
-from .base import build_norm, relative_index
+from .base import build_norm
 from .folding import fold_after, fold_before
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import compiled_kernel, is_compiled, is_graph
+from .dispatch import cached, compiled_kernel, is_compiled, is_graph
 
 # Added to a score to exclude it from softmax. Focal Transformer's official code adds -100;
 # exp(-100) vanishes too, but as a subnormal number, which is slow on processors.
@@ -134,6 +134,29 @@ def window_grid(rows: int, cols: int, device: torch.device) -> tuple[Tensor, Ten
     # With clamp, inductor would treat everything that follows as one symbol and take minutes.
     window = torch.where(window < count, window, count - 1)
     return window // cols, window - window // cols * cols
+
+
+@cached(maxsize=64)
+def relative_index(window_size: int, region: int, device: torch.device) -> Tensor:
+    """Return the index, in a table of (window_size + region - 1)^2 biases, of the bias between each
+    query in a window and each key in a region, both counted row by row: shape (window_size^2,
+    region^2).
+    """
+    index: Any = _index_in_graph if is_compiled() else _index
+    return index(window_size, region, device)
+
+
+def _index(window_size: int, region: int, device: torch.device) -> Tensor:
+    side = window_size + region - 1
+    query = torch.arange(window_size, device=device)[:, None]
+    offset = query - torch.arange(region, device=device) + region - 1
+    index = offset[:, None, :, None] * side + offset[:, None, :]
+    return index.flatten(2).flatten(0, 1)
+
+
+# Where a block is recomputed and its index is computed beside the sum of the gradients of a table,
+# inductor (torch 2.11) adds them at wrong places, some of them outside of the table.
+_index_in_graph = compiled_kernel('relative_index', _index, _index)
 
 
 def surroundings(window_size: int, expand_size: int) -> list[tuple[int, int, int, int]]:
