@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from ..export import Part, quantize
+from ..export import Part, quantize, to_onnx
 from .runner import load_config
 
 if TYPE_CHECKING:
@@ -144,19 +144,14 @@ class OpenVinoNet:
         return [torch.from_numpy(out) for out in self.compiled[key]([image.numpy()]).values()]
 
     def _compile(self, image: Tensor, dtype: str) -> Any:
-        import openvino
-
         hints = dict(
             INFERENCE_PRECISION_HINT=dict(fp32='f32', bf16='bf16')[dtype],
             INFERENCE_NUM_THREADS=torch.get_num_threads(),
             PERFORMANCE_HINT='LATENCY',
         )
         with tempfile.TemporaryDirectory() as folder:
-            if self.calibration:
-                model = _write_onnx(self.net, image, self.calibration, folder)
-            else:
-                model = openvino.convert_model(self.net, example_input=image, input=[image.shape])
-            return self.core.compile_model(model, 'CPU', hints)
+            file = _write_onnx(self.net, image, self.calibration, folder)
+            return self.core.compile_model(file, 'CPU', hints)
 
 
 class OnnxRuntimeNet:
@@ -210,10 +205,9 @@ def _image(batch: int, size: tuple[int, int]) -> Tensor:
     return torch.randn(batch, 3, *size)
 
 
-@torch.no_grad()
 def _write_onnx(net: nn.Module, image: Tensor, calibration: Sequence[Tensor], folder: str) -> Path:
     file = Path(folder) / 'net.onnx'
-    torch.onnx.export(net, (image,), file, dynamo=True, verbose=False, input_names=['image'])
+    to_onnx(net, (image,), input_names=['image']).save(file)
     if calibration:
         resized = (F.interpolate(one, image.shape[2:], mode='bilinear') for one in calibration)
         quantize(Part('', net, (image,)), file, ((one,) for one in resized))

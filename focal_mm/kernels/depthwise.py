@@ -3,7 +3,8 @@
 On a CPU, PyTorch's own gradient took nearly all of the training time of a FocalNet.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
@@ -75,7 +76,7 @@ def in_single_precision(
 
 def depthwise_conv_reference(x: Tensor, weight: Tensor) -> Tensor:
     """Compute :func:`depthwise_conv` in plain PyTorch."""
-    return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=len(weight))
+    return F.conv2d(x, weight, padding=_margins(weight), groups=len(weight))
 
 
 @fused_module
@@ -106,19 +107,53 @@ def convolve(x: Tensor, weight: Tensor, band: slice = slice(None)) -> Tensor:
     Returns:
         Tensor: Shape (N, C, rows, W).
     """
-    height, width = weight.shape[2:]
-    margin = 0
-    # oneDNN's channels-last kernel takes 44 ms for 13 x 13 (96 channels, 200 x 304) and 20 ms for
-    # 13 x 15: from a width of 14 on it uses other code. Padding does not pay for widths up to 9.
-    if x.device.type == 'cpu' and 11 <= width <= 13:
-        margin = (15 - width) // 2
-        weight = F.pad(weight, (margin, margin))
-    halo = height // 2
+    if x.device.type == 'cpu':
+        weight = widen(weight)
+    halo, side = _margins(weight)
     if band != slice(None):
         top, bottom = band.start - halo, min(band.stop, x.shape[2]) + halo
         edges = max(-top, 0), max(bottom - x.shape[2], 0)
         x, halo = F.pad(x[:, :, max(top, 0) : bottom], (0, 0, *edges)), 0
-    return F.conv2d(x, weight, padding=(halo, width // 2 + margin), groups=len(weight))
+    return F.conv2d(x, weight, padding=(halo, side), groups=len(weight))
+
+
+def widen(weight: Tensor) -> Tensor:
+    """Pad kernels of 11 or 13 columns with zeros to 15 columns.
+
+    oneDNN's channels-last kernel takes 44 ms for 13 x 13 (96 channels, 200 x 304) and 20 ms for
+    13 x 15: from a width of 14 on it uses other code. Padding does not pay for widths up to 9.
+
+    Args:
+        weight (Tensor): Shape (C, 1, k, k).
+    """
+    width = weight.shape[-1]
+    margin = (15 - width) // 2 if 11 <= width <= 13 else 0
+    return F.pad(weight, (margin, margin)) if margin else weight
+
+
+@contextmanager
+def widened(net: nn.Module) -> Iterator[None]:
+    """Let the layers of a network have kernels as :func:`widen` makes them, within a ``with``
+    block: for graphs that run in oneDNN elsewhere (OpenVINO, ONNX Runtime). What is computed stays
+    the same.
+
+    Args:
+        net (nn.Module): The network, which must not be used elsewhere meanwhile.
+    """
+    layers = [layer for layer in net.modules() if type(layer) is DepthwiseConv2d]
+    weights = [layer.weight for layer in layers]
+    try:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.weight = nn.Parameter(widen(weight.detach()), weight.requires_grad)
+        yield
+    finally:
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.weight = weight
+
+
+def _margins(weight: Tensor) -> tuple[int, int]:
+    """Return the rows and columns of zeros on each side by which a map keeps its size."""
+    return weight.shape[2] // 2, weight.shape[3] // 2
 
 
 def input_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from focal_mm import kernels
 from focal_mm.kernels import depthwise
-from focal_mm.kernels.depthwise import depthwise_conv, weight_gradient
+from focal_mm.kernels.depthwise import DepthwiseConv2d, depthwise_conv, weight_gradient, widened
 
 
 @pytest.mark.parametrize('kernel', [1, 3, 9, 11, 13, 15])
@@ -11,6 +13,27 @@ def test_kernels_of_every_width_give_the_plain_convolution(kernel):
     x, weight = torch.randn(2, 5, 9, 20), torch.randn(5, 1, kernel, kernel)
     expected = F.conv2d(x, weight, padding=kernel // 2, groups=5)
     torch.testing.assert_close(depthwise_conv(x, weight), expected, atol=2e-5, rtol=0)
+
+
+def test_widened_kernels_compute_the_same_and_are_put_back():
+    net = nn.Sequential(*(DepthwiseConv2d(5, kernel) for kernel in (9, 11, 13, 15)))
+    x, before = torch.randn(2, 5, 9, 20), [layer.weight for layer in net]
+    net[1].weight.requires_grad_(False)
+    with torch.no_grad():
+        expected = net(x)
+        with pytest.raises(KeyboardInterrupt), widened(net):
+            assert [layer.weight.shape[2:] for layer in net] == [
+                (9, 9),
+                (11, 15),
+                (13, 15),
+                (15, 15),
+            ]
+            assert [layer.weight.requires_grad for layer in net] == [True, False, True, True]
+            torch.testing.assert_close(net(x), expected, atol=2e-5, rtol=0)
+            with kernels.use('reference'):
+                torch.testing.assert_close(net(x), expected, atol=2e-5, rtol=0)
+            raise KeyboardInterrupt
+    assert all(layer.weight is weight for layer, weight in zip(net, before, strict=True))
 
 
 # One tile, tiles that do not fill the map, many images of one small tile, less than a kernel.
@@ -34,8 +57,8 @@ def test_tiles_that_are_gathered_in_portions_add_up(monkeypatch):
 
 
 def test_gradients_agree_with_finite_differences():
-    x = torch.randn(2, 3, 6, 5, dtype=torch.double, requires_grad=True)
-    weight = torch.randn(3, 1, 5, 5, dtype=torch.double, requires_grad=True)
+    x = torch.randn(1, 2, 6, 5, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(2, 1, 5, 5, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(depthwise_conv, (x, weight))
 
 
