@@ -205,6 +205,15 @@ ROWS = (
         replace(LARGE, dtype='bf16'),
         (Bar(f'openvino@{OFFICIAL_FOCALNET}', 0.9),),
     ),
+    *(
+        Row(
+            f'FocalNet-T deployed in {dtype}, both in OpenVINO',
+            f'openvino@{FOCALNET}',
+            replace(LARGE, dtype=dtype),
+            (Bar(f'openvino@{OFFICIAL_FOCALNET}', 0.9),),
+        )
+        for dtype in ('fp32', 'bf16')
+    ),
     Row(
         'FocalNet-T training step',
         FOCALNET,

@@ -59,7 +59,11 @@ def may_hang(x: Tensor, weight: Tensor) -> bool:
     fewer and a kernel of 14 columns or more (PyTorch 2.11; in bfloat16 on AVX-512 processors, in
     float16 on those that have it).
     """
-    return is_half(x) and len(weight) <= 16
+    return is_half(x) and _has_few_channels(weight)
+
+
+def _has_few_channels(weight: Tensor) -> bool:
+    return len(weight) <= 16
 
 
 def in_single_precision(
@@ -121,14 +125,16 @@ def widen(weight: Tensor) -> Tensor:
     """Pad kernels of 11 or 13 columns with zeros to 15 columns.
 
     oneDNN's channels-last kernel takes 44 ms for 13 x 13 (96 channels, 200 x 304) and 20 ms for
-    13 x 15: from a width of 14 on it uses other code. Padding does not pay for widths up to 9.
+    13 x 15: from a width of 14 on it uses other code. Padding does not pay for widths up to 9, and
+    kernels of few channels stay as they are, see :func:`may_hang`; OpenVINO hangs in them, too.
 
     Args:
         weight (Tensor): Shape (C, 1, k, k).
     """
-    width = weight.shape[-1]
-    margin = (15 - width) // 2 if 11 <= width <= 13 else 0
-    return F.pad(weight, (margin, margin)) if margin else weight
+    if not 11 <= weight.shape[-1] <= 13 or _has_few_channels(weight):
+        return weight
+    margin = (15 - weight.shape[-1]) // 2
+    return F.pad(weight, (margin, margin))
 
 
 @contextmanager

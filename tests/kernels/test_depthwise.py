@@ -5,19 +5,26 @@ from torch import nn
 
 from focal_mm import kernels
 from focal_mm.kernels import depthwise
-from focal_mm.kernels.depthwise import DepthwiseConv2d, depthwise_conv, weight_gradient, widened
+from focal_mm.kernels.depthwise import (
+    DepthwiseConv2d,
+    depthwise_conv,
+    weight_gradient,
+    widen,
+    widened,
+)
 
 
+@pytest.mark.parametrize('channels', [5, 17])
 @pytest.mark.parametrize('kernel', [1, 3, 9, 11, 13, 15])
-def test_kernels_of_every_width_give_the_plain_convolution(kernel):
-    x, weight = torch.randn(2, 5, 9, 20), torch.randn(5, 1, kernel, kernel)
-    expected = F.conv2d(x, weight, padding=kernel // 2, groups=5)
+def test_kernels_of_every_width_give_the_plain_convolution(kernel, channels):
+    x, weight = torch.randn(2, channels, 9, 20), torch.randn(channels, 1, kernel, kernel)
+    expected = F.conv2d(x, weight, padding=kernel // 2, groups=channels)
     torch.testing.assert_close(depthwise_conv(x, weight), expected, atol=2e-5, rtol=0)
 
 
 def test_widened_kernels_compute_the_same_and_are_put_back():
-    net = nn.Sequential(*(DepthwiseConv2d(5, kernel) for kernel in (9, 11, 13, 15)))
-    x, before = torch.randn(2, 5, 9, 20), [layer.weight for layer in net]
+    net = nn.Sequential(*(DepthwiseConv2d(17, kernel) for kernel in (9, 11, 13, 15)))
+    x, before = torch.randn(2, 17, 9, 20), [layer.weight for layer in net]
     net[1].weight.requires_grad_(False)
     with torch.no_grad():
         expected = net(x)
@@ -34,6 +41,11 @@ def test_widened_kernels_compute_the_same_and_are_put_back():
                 torch.testing.assert_close(net(x), expected, atol=2e-5, rtol=0)
             raise KeyboardInterrupt
     assert all(layer.weight is weight for layer, weight in zip(net, before, strict=True))
+
+
+def test_kernels_of_16_channels_are_not_widened():
+    weight = torch.randn(16, 1, 13, 13)
+    assert widen(weight) is weight
 
 
 # One tile, tiles that do not fill the map, many images of one small tile, less than a kernel.
