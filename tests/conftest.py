@@ -49,10 +49,17 @@ def loggers() -> Iterator[None]:
 def train_and_test() -> Callable[[Config], tuple[set[str], BaseDataElement]]:
     """Trains a config's model on two images and tests it on one; returns the names of
     the parameters of the patch embedding that have changed, and the prediction.
+
+    The model has its own widths and heads but few blocks: further ones are copies of these, and the
+    tests of parameters and of FLOPs build each config with all of them.
     """
 
     def step(cfg: Config) -> tuple[set[str], BaseDataElement]:
         init_default_scope(cfg.default_scope)
+        backbone = cfg.model.backbone
+        archs = getattr(MODELS.get(backbone.type), 'archs', {})
+        if 'arch' in backbone:  # two blocks in one stage, since every second one may be shifted
+            backbone.depths = (2, 1, 1, 1)[: len(archs[backbone.arch]['depths'])]
         cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
         model = MODELS.build(cfg.model)
         model.init_weights()

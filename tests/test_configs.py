@@ -388,7 +388,7 @@ def test_takes_a_step_of_training_and_testing(take_a_step, name):
 def test_pretraining_takes_a_step_of_training_and_testing(take_a_step, name):
     """With a small network: a step of FocalNet-H takes 11 GB."""
     cfg = use_mini(load(name))
-    cfg.model.backbone.update(embed_dims=8, depths=(1, 1, 1, 1))
+    cfg.model.backbone.embed_dims = 8
     cfg.model.head.in_channels = 64
     if cfg.model.backbone.type == 'FocalTransformer':
         cfg.model.backbone.num_heads = 1
@@ -399,7 +399,7 @@ def test_pretraining_takes_a_step_of_training_and_testing(take_a_step, name):
 def test_dino_takes_a_step_of_training_and_testing(take_a_step, name):
     """With a small network: FocalNet-L to H differ in sizes alone."""
     cfg = use_mini(load(name))
-    cfg.model.backbone.update(embed_dims=8, depths=(1, 1, 1, 1))
+    cfg.model.backbone.embed_dims = 8
     cfg.model.encoder.num_layers = cfg.model.decoder.num_layers = 2
     cfg.model.neck.in_channels = [8 * 2**i for i in cfg.model.backbone.out_indices]
     take_a_step(cfg)

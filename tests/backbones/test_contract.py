@@ -152,6 +152,9 @@ LEADING = 'focalnet', 'focal', 'focal_fast', 'mixformer'  # one a kind of kernel
 every_net = pytest.mark.parametrize('name', NETS)
 staged_net = pytest.mark.parametrize('name', STAGED)
 leading_net = pytest.mark.parametrize('name', LEADING)
+# What PyTorch does with a network: OpenMMLab's packages build it, and have no part in that. Both
+# stacks are tested with the same torch.
+torch_alone = pytest.mark.onedl
 
 
 def trained(net: nn.Module) -> nn.Module:
@@ -271,6 +274,7 @@ def log() -> Iterator[list[str]]:
 HOOKS = ('forward_pre_hook', 'forward_hook', 'full_backward_pre_hook', 'full_backward_hook')
 
 
+@torch_alone
 @pytest.mark.filterwarnings('ignore:Full backward hook is firing')
 @pytest.mark.parametrize('kind', HOOKS)
 @every_net
@@ -289,6 +293,7 @@ def test_hook_on_any_submodule_is_called(name, kind):
     assert not missed
 
 
+@torch_alone
 @pytest.mark.filterwarnings('ignore:Full backward hook is firing')
 @pytest.mark.parametrize('kind', HOOKS)
 @staged_net
@@ -302,6 +307,7 @@ def test_global_hook_sees_every_submodule(name, kind):
     assert not [step for step, module in steps_of(net).items() if module not in seen]
 
 
+@torch_alone
 @every_net
 def test_activation_and_gradient_can_be_taken_at_any_submodule(name):
     """As Grad-CAM does."""
@@ -355,6 +361,7 @@ def by_subclass(module: nn.Module) -> Iterator[None]:
     module.__class__ = cls
 
 
+@torch_alone
 @pytest.mark.parametrize('training', [False, True])
 @every_net
 def test_changed_output_of_any_submodule_is_used_whichever_way_it_is_changed(name, training):
@@ -405,6 +412,7 @@ def offload(net: nn.Module) -> None:
         module.forward = forward
 
 
+@torch_alone
 @every_net
 def test_weights_may_be_there_only_while_their_module_is_called(name):
     net, x = build(name), images()
@@ -490,6 +498,7 @@ ROADS: dict[str, Callable[[nn.Module, Tensor], Maps]] = dict(
 )
 
 
+@torch_alone
 @pytest.mark.parametrize('name, part, step', STEPS)
 def test_overridden_step_runs_whichever_way_it_is_overridden(name, part, step):
     net, x = build(name, **fixed_statistics(name)), images()
@@ -511,6 +520,7 @@ def test_overridden_step_runs_whichever_way_it_is_overridden(name, part, step):
 
 
 # Graphs of networks as they are, in eval mode, are in test_export.py.
+@torch_alone
 @pytest.mark.parametrize(
     'road, training, overridden',
     [
@@ -575,6 +585,7 @@ def in_another_process(
     )
 
 
+@torch_alone
 @pytest.mark.parametrize('mode', ['fast', 'reference'])
 def test_environment_chooses_the_kernels(mode):
     done = in_another_process(PROFILE.format(folder=FOLDER), FOCAL_MM_KERNELS=mode)
@@ -619,6 +630,7 @@ class Halved(nn.Module):
         return weight / 2
 
 
+@torch_alone
 @staged_net
 def test_low_rank_adapter_does_what_its_merged_layer_does(name):
     net, x = build(name), images()
@@ -645,6 +657,7 @@ def halve_by_weight_norm_of_old(layer: nn.Module) -> None:
     layer.weight_g.div_(2)
 
 
+@torch_alone
 @pytest.mark.filterwarnings('ignore:`torch.nn.utils.weight_norm` is deprecated')
 @pytest.mark.parametrize(
     'halve', [halve_by_parametrization, halve_by_weight_norm, halve_by_weight_norm_of_old]
@@ -662,6 +675,7 @@ def test_weight_computed_from_others_is_used_and_learned(name, halve):
         assert any(p.grad is not None and p.grad.any() for p in changed.parameters()), layer
 
 
+@torch_alone
 @staged_net
 def test_linear_layer_may_have_no_bias(name):
     net, x = build(name), images()
@@ -683,6 +697,7 @@ def test_linear_layer_may_have_no_bias(name):
         assert_close(ours, {n: theirs[n] for n in ours})
 
 
+@torch_alone
 @pytest.mark.parametrize(
     'options',
     [
@@ -733,6 +748,7 @@ def test_convolution_within_a_block_may_be_another(name, options):
             assert_close(replaced(net, layer, new)(x), replaced(net, layer, wide)(x))
 
 
+@torch_alone
 @pytest.mark.parametrize(
     'act',
     [
@@ -751,13 +767,16 @@ def test_activation_of_any_layer_may_be_another(name, act):
     net, x = build(name), images(1)
     found = [step for step, module in steps_of(net).items() if isinstance(module, nn.GELU)]
     assert found
+    before = net(x)
     for step in found:
         own, wrapped = replaced(net, step, act), replaced(net, step, nn.Sequential(act))
-        assert_close(own(x), wrapped(x))
+        maps = own(x)
+        assert_close(maps, wrapped(x))
         if not isinstance(act, nn.GELU):  # the approximation is close
-            assert differs(own(x), net(x)), step
+            assert differs(maps, before), step
 
 
+@torch_alone
 @pytest.mark.filterwarnings('ignore:.*torch.ao.quantization is deprecated')
 @staged_net
 def test_dynamic_quantisation_takes_every_linear_layer(name):
@@ -801,6 +820,7 @@ class Int8Weight(Tensor):
         raise NotImplementedError(f'{func} of an 8-bit weight')
 
 
+@torch_alone
 @pytest.mark.parametrize('training', [False, True])
 @staged_net
 def test_weight_of_a_tensor_subclass_is_left_to_its_own_product(name, training):
@@ -815,6 +835,7 @@ def test_weight_of_a_tensor_subclass_is_left_to_its_own_product(name, training):
         assert_close(net(x), expected(x))
 
 
+@torch_alone
 @leading_net
 def test_torchao_quantises_weights(name):
     quantization = pytest.importorskip('torchao.quantization')
@@ -829,6 +850,7 @@ def test_torchao_quantises_weights(name):
 # ---- transforms, modes and devices -------------------------------------------------------------
 
 
+@torch_alone
 @staged_net
 def test_transforms_give_the_gradients_of_autograd(name):
     net, x = build(name).double(), images(1, dtype=torch.double)
@@ -839,6 +861,7 @@ def test_transforms_give_the_gradients_of_autograd(name):
     assert_close(list(ours.values()), gradients(net, net, x), atol=1e-9)
 
 
+@torch_alone
 @staged_net
 def test_forward_mode_agrees_with_reverse_mode(name):
     net, x = build(name).double(), images(1, dtype=torch.double)
@@ -854,6 +877,7 @@ def test_forward_mode_agrees_with_reverse_mode(name):
     )
 
 
+@torch_alone
 @staged_net
 def test_forward_mode_runs_without_transforms(name):
     net, x = build(name).double(), images(1, dtype=torch.double)
@@ -868,6 +892,7 @@ def test_forward_mode_runs_without_transforms(name):
     assert_close(ours, expected, atol=1e-5)
 
 
+@torch_alone
 @staged_net
 def test_images_and_weights_can_be_mapped_over(name):
     net, other, x = build(name), trained(build(name)), images(3)
@@ -880,6 +905,7 @@ def test_images_and_weights_can_be_mapped_over(name):
         )
 
 
+@torch_alone
 @staged_net
 def test_gradient_of_each_image_can_be_mapped_over(name):
     net, x = build(name), images(2)
@@ -891,6 +917,7 @@ def test_gradient_of_each_image_can_be_mapped_over(name):
     assert_close(list(ours.values()), [torch.stack(g) for g in expected])
 
 
+@torch_alone
 @staged_net
 def test_gradients_agree_with_finite_differences(name):
     net = build(name).double()
@@ -903,6 +930,7 @@ def test_gradients_agree_with_finite_differences(name):
     assert torch.autograd.gradcheck(run, (x, *values), fast_mode=True)
 
 
+@torch_alone
 @staged_net
 def test_second_gradients_agree_with_finite_differences(name):
     """Of the gradient penalty, along one direction through the image and all weights."""
@@ -923,6 +951,7 @@ def test_second_gradients_agree_with_finite_differences(name):
     assert_close(ours, (penalty(1e-6) - penalty(-1e-6)).detach() / 2e-6, atol=1e-9)
 
 
+@torch_alone
 @staged_net
 def test_both_ways_to_the_hessian_agree(name):
     net, x = build(name).double(), images(1, dtype=torch.double)
@@ -938,6 +967,7 @@ def test_both_ways_to_the_hessian_agree(name):
     assert_close(forward_over_reverse, reverse_twice, atol=1e-9)
 
 
+@torch_alone
 @pytest.mark.parametrize('training', [False, True])
 @every_net
 def test_fake_tensors_have_the_shapes_and_leave_nothing_behind(name, training):
@@ -1051,6 +1081,7 @@ for case in product((1, 8, 16, 24), (1, 3, 9, 11, 13, 15), sizes, (False, True))
 """
 
 
+@torch_alone
 @pytest.mark.parametrize('dtype', ['bfloat16', 'half', 'float', 'double'])
 def test_depth_wise_convolution_of_any_size_returns(dtype):
     try:
@@ -1069,6 +1100,7 @@ def attend_to_map(attn: nn.Module, x: Tensor) -> Tensor:
     return attn((x, pooled), 8, 8)
 
 
+@torch_alone
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('name', ['focal', 'focal_fast', 'mixformer'])
 def test_scores_beyond_half_precision_are_scaled_first(name, training):
@@ -1092,6 +1124,7 @@ def test_scores_beyond_half_precision_are_scaled_first(name, training):
     assert_close(half.float(), exact, atol=0.01)
 
 
+@torch_alone
 @leading_net
 def test_gradients_of_a_batch_of_directions_are_those_of_each(name):
     net, x = build(name), images(1).requires_grad_()
@@ -1102,6 +1135,7 @@ def test_gradients_of_a_batch_of_directions_are_those_of_each(name):
     assert_close(batched, torch.stack(single))
 
 
+@torch_alone
 @leading_net
 @pytest.mark.parametrize('mode', ['fast', 'reference'])
 def test_recomputation_makes_the_choice_of_the_forward_pass(name, mode):
@@ -1129,6 +1163,7 @@ def test_method_of_another_module_is_called():
 # ---- training, empty batches, BatchNorm --------------------------------------------------------
 
 
+@torch_alone
 @leading_net
 def test_compiled_step_with_recomputation_has_the_gradients_of_eager(name):
     results = []
@@ -1591,7 +1626,7 @@ ROADS_IN = {
 
 
 @pytest.mark.parametrize('load', ROADS_IN.values(), ids=ROADS_IN)
-@pytest.mark.parametrize('channels', [1, 4, 6])
+@pytest.mark.parametrize('channels', [1, 6])
 @staged_net
 def test_weights_of_three_channels_are_adapted_by_an_option(name, channels, load, file, log):
     net = build(name)
@@ -1740,6 +1775,7 @@ def test_unread_maps_leave_training_as_it_is(name):
     assert len(seen) == len(list(net.parameters()))
 
 
+@torch_alone
 @pytest.mark.filterwarnings('ignore::FutureWarning')
 @leading_net
 def test_transforms_give_the_gradients_of_autograd_in_training(name):

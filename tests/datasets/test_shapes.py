@@ -36,6 +36,7 @@ def digest(root: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.onedl
 @pytest.mark.parametrize('make', [mini_coco, mini_ade20k])
 def test_equal_seeds_give_equal_files_and_other_seeds_others(make, tmp_path):
     first, again, other = (

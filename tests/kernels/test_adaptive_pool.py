@@ -51,6 +51,7 @@ NETS = {
 }
 
 
+@pytest.mark.onedl
 @pytest.mark.parametrize('net', NETS.values(), ids=NETS)
 def test_backbone_and_neck_export_for_every_size(net, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')

@@ -36,11 +36,12 @@ SMALL = [
 
 @pytest.mark.real
 @pytest.mark.skipif(not DATA.is_dir(), reason=f'no photographs in {DATA}')
-def test_trains_resumes_evaluates_and_draws(run_tool, tmp_path):
+def test_trains_resumes_evaluates_and_draws(run_tool, tiny, tmp_path):
+    small = [*tiny, *SMALL]
     train = ('train.py', CONFIG, '--from-scratch', '--work-dir', tmp_path)
-    log = run_tool(*train, '--cfg-options', *SMALL, 'train_cfg.max_epochs=1')
+    log = run_tool(*train, '--cfg-options', *small, 'train_cfg.max_epochs=1')
     assert 'coco/bbox_mAP' in log and 'coco/segm_mAP' in log
-    log = run_tool(*train, '--resume', '--cfg-options', *SMALL, 'train_cfg.max_epochs=2')
+    log = run_tool(*train, '--resume', '--cfg-options', *small, 'train_cfg.max_epochs=2')
     assert 'resumed epoch: 1, iter: 2' in log and 'coco/segm_mAP' in log
     run_tool(
         'test.py',
@@ -51,6 +52,6 @@ def test_trains_resumes_evaluates_and_draws(run_tool, tmp_path):
         '--show-dir',
         tmp_path / 'drawn',
         '--cfg-options',
-        *SMALL,
+        *small,
     )
     assert len(list((tmp_path / 'drawn').glob('*.jpg'))) == 2

@@ -7,6 +7,7 @@ pytestmark = pytest.mark.stock
 ROW = ('FocalNet, Table 5', 'focalnet_t_1x')
 
 
+@pytest.mark.onedl
 def test_row_is_trained_tested_and_printed_and_only_once(run_tool, tiny, tmp_path):
     work_dirs = tmp_path / 'work_dirs'
     options = ('--work-dirs', work_dirs, '--mini', '--cfg-options', *tiny, 'train_cfg.max_epochs=1')
