@@ -27,21 +27,7 @@ def tiny():
 
 
 @pytest.fixture(scope='session')
-def plain_configs(tmp_path_factory):
-    """A folder with a stand-in for yapf, with which mmengine lays out a run's config five times:
-    40 % of the time of a tiny run. The commands of docs/ run with the real one.
-    """
-    folder = tmp_path_factory.mktemp('plain')
-    package = folder / 'yapf' / 'yapflib'
-    package.mkdir(parents=True)
-    (package / '__init__.py').touch()
-    (package.parent / '__init__.py').write_text("__version__ = '0.43.0'\n")
-    (package / 'yapf_api.py').write_text('def FormatCode(text, **_):\n    return text, True\n')
-    return folder
-
-
-@pytest.fixture(scope='session')
-def run_tool(plain_configs):
+def run_tool():
     """Runs a tool as a user does; returns its output, and fails the test where the tool fails."""
 
     def run(name, *args):
@@ -56,13 +42,7 @@ def run_tool(plain_configs):
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ
-            | dict(
-                PYTHONPATH=os.pathsep.join(map(str, (plain_configs, REPO))),
-                PATH=path,
-                PORT=port,
-                OMP_NUM_THREADS='1',
-            ),
+            env=os.environ | dict(PYTHONPATH=str(REPO), PATH=path, PORT=port, OMP_NUM_THREADS='1'),
         )
         assert done.returncode == 0, done.stdout[-5000:]  # the end of a log tells why
         return done.stdout
