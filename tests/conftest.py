@@ -57,9 +57,9 @@ def train_and_test() -> Callable[[Config], tuple[set[str], BaseDataElement]]:
     def step(cfg: Config) -> tuple[set[str], BaseDataElement]:
         init_default_scope(cfg.default_scope)
         backbone = cfg.model.backbone
-        archs = getattr(MODELS.get(backbone.type), 'archs', {})
         if 'arch' in backbone:  # two blocks in one stage, since every second one may be shifted
-            backbone.depths = (2, 1, 1, 1)[: len(archs[backbone.arch]['depths'])]
+            stages = len(MODELS.get(backbone.type).archs[backbone.arch]['depths'])
+            backbone.depths = (2, 1, 1, 1)[:stages]
         cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
         model = MODELS.build(cfg.model)
         model.init_weights()

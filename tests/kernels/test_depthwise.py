@@ -69,8 +69,8 @@ def test_tiles_that_are_gathered_in_portions_add_up(monkeypatch):
 
 
 def test_gradients_agree_with_finite_differences():
-    x = torch.randn(1, 2, 6, 5, dtype=torch.double, requires_grad=True)
-    weight = torch.randn(2, 1, 5, 5, dtype=torch.double, requires_grad=True)
+    x = torch.randn(2, 3, 6, 5, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(3, 1, 5, 5, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(depthwise_conv, (x, weight))
 
 
