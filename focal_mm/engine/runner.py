@@ -307,6 +307,8 @@ class DurableFlexibleRunner(_Durable, FlexibleRunner):
     def load_or_resume(self) -> None:
         """Load or resume from the checkpoint that was found."""
         self._resume = bool(self._resume)
+        # mmengine calls it after the checkpoint, from which EMAHook fills what it makes here.
+        super().call_hook('before_run')
         super().load_or_resume()
 
     def save_checkpoint(
@@ -319,6 +321,8 @@ class DurableFlexibleRunner(_Durable, FlexibleRunner):
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call a method of all hooks."""
+        if fn_name == 'before_run':
+            return  # :meth:`load_or_resume` has
         if fn_name == 'before_save_checkpoint':
             # mmengine has replaced what it was given, as if an epoch or an iteration were over.
             kwargs['checkpoint']['meta'].update(self._moment)

@@ -83,7 +83,7 @@ def run_in_parts(folder: Path, ends: list[int], workers: int = 0, by_epoch: bool
         (2, True, dict(every_iteration(max_keep_ckpts=1), custom_hooks=[EMA])),
         (2, False, dict(optim_wrapper=ACCUMULATING)),
         (0, True, dict(every_iteration(), optim_wrapper=ACCUMULATING, randomness=dict(seed=None))),
-        (0, True, dict(every_iteration(), **FLEXIBLE)),
+        (0, True, dict(every_iteration(), custom_hooks=[EMA], **FLEXIBLE)),
     ],
     ids=['epochs', 'iterations', 'ema', 'workers', 'accumulating', 'random_seed', 'flexible'],
 )

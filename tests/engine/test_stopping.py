@@ -53,8 +53,7 @@ def test_signal_saves_at_the_end_of_the_iteration(tmp_path, number, status, fiel
 
 @pytest.mark.parametrize('fields', [{}, FLEXIBLE])
 def test_signal_in_validation_is_taken_there(tmp_path, fields, monkeypatch):
-    # mmengine's FlexibleRunner cannot resume averages.
-    ema = [] if fields else [dict(type='EMAHook', momentum=0.1)]
+    ema = [dict(type='EMAHook', momentum=0.1)]
     torch.manual_seed(0)
     whole = make_runner(tmp_path / 'whole', custom_hooks=ema, **fields)
     whole.train()
