@@ -427,6 +427,7 @@ def _data(options: Options) -> Iterator[Figure]:
 def _loading(
     way: str, transform: str, change: dict[str, Any], options: Options
 ) -> Iterator[Figure]:
+    import mmcv
     from mmdet.registry import DATASETS
 
     if options.coco is None:
@@ -436,6 +437,9 @@ def _loading(
     steps: dict[str, Callable[[], None]] = {'mmdet': partial(_load, DATASETS.build(cfg))}
     (changed,) = (one for one in cfg.pipeline if one.type == transform)
     changed.update(change)
+    if 'imdecode_backend' in change:
+        mmcv.use_backend(change['imdecode_backend'])  # which makes the decoder
+        mmcv.use_backend('cv2')
     steps['ours'] = partial(_load, DATASETS.build(cfg))
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
