@@ -438,8 +438,10 @@ def _loading(
     (changed,) = (one for one in cfg.pipeline if one.type == transform)
     changed.update(change)
     if 'imdecode_backend' in change:
-        mmcv.use_backend(change['imdecode_backend'])  # which makes the decoder
-        mmcv.use_backend('cv2')
+        try:
+            mmcv.use_backend(change['imdecode_backend'])  # which makes the decoder
+        finally:
+            mmcv.use_backend('cv2')  # it is chosen even where it cannot be made
     steps['ours'] = partial(_load, DATASETS.build(cfg))
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)

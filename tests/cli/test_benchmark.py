@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from mmcv.image import io
 from mmdet.datasets import CocoDataset
 from torch import nn
 
@@ -186,6 +187,9 @@ def test_suite_measures_what_needs_photographs(small_suite, tmp_path, monkeypatc
     found = {figure.work: figure for figure in figures}
     assert 0 < found['small maps in bf16'].value < 0.1
     assert found['data, masks as polygons'].value > 0
+    decoded = found['data, TurboJPEG']
+    assert decoded.value or 'turbojpeg' in decoded.note.lower()
+    assert io.imread_backend == 'cv2'  # of all else in this process
     for work, package in ('OpenVINO', 'openvino'), ('ONNX Runtime', 'onnxruntime'):
         first, *more = (f for f in figures if f.work == f'FocalNet-T in int8, {work}')
         if find_spec(package) is None:
