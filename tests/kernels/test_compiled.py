@@ -11,7 +11,9 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from focal_mm import kernels
 from focal_mm.backbones import FocalNet, FocalTransformer, MixFormer
+from focal_mm.backbones.base import Mlp
 from focal_mm.backbones.focal_modulation import FocalModulation
+from focal_mm.kernels.linear import PatchConv2d
 from focal_mm.kernels.window_plans import FocalWindows, Windows
 
 NETS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
@@ -45,13 +47,13 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     return NETS[name][0](), torch.randn(2, 3, 61, 44)
 
 
-def calls(run: Callable, *args: Tensor) -> set[str]:
+def calls(run: Callable, *args: Tensor) -> list[str]:
     """What a function's graph calls."""
-    found: set[str] = set()
+    found: list[str] = []
 
     def collect(graph: torch.fx.GraphModule, _: object) -> Callable:
         nodes = (node for node in graph.graph.nodes if node.op.startswith('call'))
-        found.update(str(node.target) for node in nodes)
+        found.extend(str(node.target) for node in nodes)
         return graph
 
     torch._dynamo.reset()
@@ -69,6 +71,15 @@ def operations(run: Callable, *args: Tensor) -> set[str]:
 def test_graph_has_the_kernels(name):
     net, x = build(name)
     assert operations(net, x) == {'linear', 'mlp', *NETS[name][1]}
+
+
+def test_padding_adds_no_calls_of_layers():
+    """A second call of those before the attention made compiling a sixth longer."""
+    net, x = build('mixformer')
+    layers = [m for m in net.modules() if isinstance(m, nn.Linear | PatchConv2d)]
+    in_mlps = 2 * sum(isinstance(m, Mlp) for m in net.modules())
+    found = [name for name in calls(net, x) if name.startswith('focal_mm.linear')]
+    assert len(found) == len(layers) - in_mlps > 0
 
 
 @pytest.mark.parametrize('trains', [False, True])
