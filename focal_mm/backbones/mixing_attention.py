@@ -152,11 +152,10 @@ class WindowAttentionBlock(FittedModule):
         multiple = self.window_size
         if not can_fuse((self, 'enter'), *self.token_layers()):
             return self.enter(pad_to_multiple(x, multiple))
-        zeros = x.new_zeros(1, 1, 1, x.shape[-1])
         if is_graph():
             # A graph always pads, to avoid a branch on the size. The zeros are one more row of the
             # map there: as a map of their own they were a quarter of all operations to compile.
-            rows = torch.cat((x.flatten(0, 2), zeros[0, 0]))
+            rows = torch.cat((x.flatten(0, 2), x.new_zeros(1, x.shape[-1])))
             parts = (
                 map_[0, 0].split([rows.shape[0] - 1, 1]) for map_ in self.enter(rows[None, None])
             )
@@ -166,8 +165,11 @@ class WindowAttentionBlock(FittedModule):
             )
         if not any(padding_to_multiple(side, multiple) for side in x.shape[1:3]):
             return self.enter(x)
-        pairs = zip(self.enter(x), self.enter(zeros), strict=True)
-        return tuple(pad_by_token(map_, token, multiple) for map_, token in pairs)
+        tokens = self.enter(x.new_zeros(1, 1, 1, x.shape[-1]))
+        return tuple(
+            pad_by_token(map_, token, multiple)
+            for map_, token in zip(self.enter(x), tokens, strict=True)
+        )
 
     def token_layers(self) -> list[tuple[nn.Module, type]]:
         """Return the layers that :meth:`enter` applies, with the classes that act on tokens."""
